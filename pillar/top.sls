@@ -1,0 +1,13 @@
+{#- What each host is told. The environment is the one whose hosts.yaml lists the authenticated
+    minion id; a secret goes only to the hosts whose roles stand beside it in this table. -#}
+{%- from 'environments/map.jinja' import environment, roles with context %}
+{%- set secrets = {
+  'django': ['app', 'worker'],
+  'postgres': ['app', 'worker', 'database'],
+} %}
+base:
+  '{{ opts.id }}':
+    - environment
+{%- for name, readers in secrets.items() if roles | intersect(readers) %}
+    - environments.{{ environment }}.secrets.{{ name }}
+{%- endfor %}
