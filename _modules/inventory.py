@@ -92,10 +92,30 @@ def peers(role):
         raise CommandExecutionError(
             f"There is no role {role!r}. Roles: {', '.join(ROLES)}."
         )
+    return _addresses(lambda host: role in (host.get("roles") or []))
+
+
+def all_():
+    """
+    All hosts of this environment.
+
+    Returns a list as :func:`peers` does.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' inventory.all
+    """
+    return _addresses(lambda host: True)
+
+
+def _addresses(wanted):
+    """Ids and addresses of the hosts whose entry is wanted, patterns resolved by the mine."""
     hosts = __pillar__.get("hosts") or {}
     found = {}
     for entry, host in hosts.items():
-        if role not in (host.get("roles") or []):
+        if not wanted(host):
             continue
         if not _is_pattern(entry):
             found[entry] = host["address"]
@@ -184,3 +204,6 @@ def _file():
 
 def _is_pattern(entry):
     return any(sign in entry for sign in "*?[")
+
+
+__func_alias__ = {"all_": "all"}

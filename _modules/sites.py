@@ -108,6 +108,24 @@ def user(name):
     return f"site-{name}"
 
 
+def builder(name):
+    """
+    The system user that builds a site's releases and owns its code.
+
+    name
+        The site's name.
+
+    Returns the user name. It belongs to the group of :func:`user`, which may read what it builds.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app*' sites.builder newsroom
+    """
+    return f"ship-{name}"
+
+
 def environment(name):
     """
     The environment variables of a site: what its settings read.
@@ -141,6 +159,24 @@ def environment(name):
     }
     variables.update({key: str(value) for key, value in site["environment"].items()})
     return variables
+
+
+def database_password(name):
+    """
+    The password of a site's database user.
+
+    name
+        The site's name.
+
+    Returns the password. Raises ``CommandExecutionError`` if this host's pillar doesn't hold it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'db1' sites.database_password newsroom
+    """
+    return _secret("postgres", "users", get(name)["database"]["user"])
 
 
 def _database_url(site):

@@ -1,0 +1,89 @@
+# Where a site's releases live and what it is told: users, folders, environment, build tools.
+# The releases themselves are `deploy`'s business.
+{%- set django = salt['settings.get']('django') %}
+
+django/packages:
+  pkg.installed:
+    - pkgs: {{ django.packages | json }}
+
+django/root:
+  file.directory:
+    - name: {{ django.root }}
+    - mode: '0755'
+    - makedirs: True
+{% for name in salt['sites.list']() %}
+{%- set paths = salt['sites.paths'](name) %}
+{%- set user = salt['sites.user'](name) %}
+{%- set builder = salt['sites.builder'](name) %}
+# Runs the site: reads its releases, writes its uploads, nothing else.
+django/{{ name }}/user:
+  user.present:
+    - name: {{ user }}
+    - system: True
+    - usergroup: True
+    - home: {{ paths.shared }}
+    - createhome: False
+    - shell: /usr/sbin/nologin
+
+# Builds the site's releases: owns the code, so that the running site can't change it.
+django/{{ name }}/builder:
+  user.present:
+    - name: {{ builder }}
+    - system: True
+    - usergroup: True
+    - groups: [{{ user }}]
+    - home: {{ paths.root }}/build
+    - createhome: False
+    - shell: /usr/sbin/nologin
+    - require:
+      - user: django/{{ name }}/user
+
+django/{{ name }}/folders:
+  file.directory:
+    - names:
+      - {{ paths.root }}
+      - {{ paths.root }}/build
+      - {{ paths.releases }}
+      - {{ paths.repo }}
+      - {{ paths.virtualenvs }}
+      - {{ paths.static }}
+    - user: {{ builder }}
+    - group: {{ user }}
+    - mode: '0755'
+    - makedirs: True
+    - require:
+      - user: django/{{ name }}/builder
+      - file: django/root
+
+django/{{ name }}/shared:
+  file.directory:
+    - name: {{ paths.shared }}
+    - user: root
+    - group: {{ user }}
+    - mode: '0755'
+    - require:
+      - file: django/{{ name }}/folders
+
+django/{{ name }}/media:
+  file.directory:
+    - name: {{ paths.media }}
+    - user: {{ user }}
+    - group: {{ user }}
+    - mode: '0755'
+    - require:
+      - file: django/{{ name }}/shared
+
+django/{{ name }}/environment:
+  file.managed:
+    - name: {{ paths.env_file }}
+    - source: salt://django/files/env
+    - template: jinja
+    - context:
+        name: {{ name }}
+    - user: root
+    - group: {{ user }}
+    - mode: '0640'
+    - show_changes: False
+    - require:
+      - file: django/{{ name }}/shared
+{% endfor %}
