@@ -161,6 +161,24 @@ def address(host=None):
     return own[0]
 
 
+def entry(host=None):
+    """
+    The key under which the inventory lists a host: its id, or a pattern that its id matches.
+
+    host
+        A minion id; this host if not given.
+
+    Returns a string. Raises ``CommandExecutionError`` if no inventory lists the host.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' inventory.entry
+    """
+    return _entry(host or __opts__["id"])[0]
+
+
 def primary():
     """
     The address of the database host that takes writes: the one that ``postgres.primary`` in
