@@ -1,0 +1,136 @@
+"""The command line of ``./lab``."""
+
+import argparse
+import os
+import pathlib
+import sys
+
+from tests.lab import cgroups, farm, network, output
+from tests.lab.commands import LabError, UsageError
+
+CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
+MIB = 2**20
+
+
+def main(words=None):
+    """Run ``./lab`` with the words of its command line. Returns the exit code."""
+    options = parser().parse_args(words)
+    try:
+        if os.geteuid() != 0:
+            raise UsageError("The lab needs root: run it with sudo.")
+        return options.act(farm.Lab(options.name, CHECKOUT), options) or 0
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        output.log(f"lab: {error}")
+        return error.code
+    except KeyboardInterrupt:
+        print("lab: interrupted; ./lab up goes on from here, ./lab down takes all away", file=sys.stderr)
+        return 130
+
+
+def parser():
+    top = argparse.ArgumentParser(prog="lab", description="A farm of real hosts on this machine.")
+    top.add_argument(
+        "--name",
+        default=os.environ.get("SALTERN_LAB", "farm"),
+        help="which lab, where there are several (default: %(default)s; also $SALTERN_LAB)",
+    )
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name, act, text):
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(act=act)
+        return added
+
+    added = command("up", up, "Boot the farm, apply the states, ship the sites.")
+    added.add_argument("hosts", nargs="*", metavar="HOST", help="only these, and the master")
+    added.add_argument("--no-apply", action="store_true", help="stop when the minions answer")
+    command("status", status, "What is up, and how much memory it uses.")
+    added = command("salt", salt, "The real salt on the master: ./lab salt '*' test.ping")
+    added.add_argument("words", nargs=argparse.REMAINDER, metavar="ARGS")
+    added = command("run", run, "Run a command in a host; its exit status is this one's.")
+    added.add_argument("host", metavar="HOST")
+    added.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
+    added = command("shell", shell, "A login shell in a host.")
+    added.add_argument("host", metavar="HOST")
+    added = command("curl", curl, "curl from a client on the farm's network.")
+    added.add_argument("words", nargs=argparse.REMAINDER, metavar="ARGS")
+    added = command("kill", kill, "Pull a host's plug; its disk stays.")
+    added.add_argument("host", metavar="HOST")
+    added = command("start", start, "Turn a host on that was killed.")
+    added.add_argument("--empty", action="store_true", help="with a fresh disk")
+    added.add_argument("host", metavar="HOST")
+    for name, text in (("cut", "Pull a host's network cable."), ("mend", "Plug it in again.")):
+        added = command(name, cable, text)
+        added.set_defaults(plugged=name == "mend")
+        added.add_argument("host", metavar="HOST")
+    added = command("down", down, "Leave nothing of the lab but its caches.")
+    added.add_argument("--image", action="store_true", help="remove the images, too")
+    added.add_argument("--cache", action="store_true", help="remove images, packages, virtualenvs")
+    return top
+
+
+def up(lab, options):
+    lab.up(options.hosts, apply=not options.no_apply)
+    status(lab, options)
+
+
+def status(lab, options):
+    known = lab.remembered()
+    if not known:
+        output.say(f"The lab {lab.name!r} isn't up.")
+        return
+    output.say(f"lab {lab.name} of {known['checkout']}, log {lab.log}")
+    for host in lab.hosts.values():
+        state = "off"
+        memory = ""
+        if host.running():
+            state = "up" if network.connected(lab.name, host.name) else "cut off"
+            used = cgroups.usage(lab.name, host.name)
+            memory = f"{used[0] // MIB:5d} / {used[1] // MIB} MiB" if used else ""
+        output.say(f"{host.name:10} {state:8} {host.address:14} {memory:18} {', '.join(host.roles)}")
+
+
+def salt(lab, options):
+    lab.need_running()
+    lab.hosts["master"].become(["salt", *options.words])
+
+
+def run(lab, options):
+    host = lab.host(options.host)
+    if not options.words:
+        raise UsageError("Which command? ./lab run HOST COMMAND…")
+    host.become(options.words)
+
+
+def shell(lab, options):
+    lab.host(options.host).become(["bash", "--login"])
+
+
+def curl(lab, options):
+    lab.need_running()
+    command = network.on_hub(lab.name, ["curl", *options.words])
+    clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    os.execvpe(command[0], command, clean)
+
+
+def kill(lab, options):
+    host = lab.host(options.host)
+    if not host.running():
+        raise UsageError(f"{host.name} isn't running.")
+    host.kill()
+
+
+def start(lab, options):
+    lab.start(lab.host(options.host), options.empty)
+
+
+def cable(lab, options):
+    host = lab.host(options.host)
+    if not host.running():
+        raise UsageError(f"{host.name} isn't running.")
+    network.connect(lab.name, host.name, options.plugged)
+
+
+def down(lab, options):
+    lab.down()

@@ -1,0 +1,310 @@
+"""A lab: the hosts of the inventory on one machine, from ``up`` to ``down``."""
+
+import contextlib
+import difflib
+import fcntl
+import functools
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from tests.lab import cgroups, image, machine, network, output, package_cache, salt
+from tests.lab.commands import LabError, UsageError, run
+from tests.lab.host import Host
+
+STATE = pathlib.Path("/var/lib/saltern-lab")
+CACHE = pathlib.Path("/var/cache/saltern-lab")
+INVENTORY = "pillar/environments/lab/hosts.yaml"
+SITES = "pillar/environments/lab/sites.yaml"
+LONGEST_LAB_NAME = 20
+
+
+class Lab:
+    """A lab by its name, seen from a checkout."""
+
+    CACHE_PORT = 3142
+
+    def __init__(self, name, checkout):
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name) or len(name) > LONGEST_LAB_NAME:
+            raise UsageError(
+                f"{name!r} can't name a lab: use lower-case letters, digits and inner hyphens, "
+                f"{LONGEST_LAB_NAME} characters at most."
+            )
+        self.name = name
+        self.checkout = checkout
+        self.folder = STATE / name
+        self.log = self.folder / "lab.log"
+
+    # What it consists of
+
+    @functools.cached_property
+    def hosts(self):
+        """The hosts of the inventory that have an address: a dict of :class:`Host` by name."""
+        path = self.checkout / INVENTORY
+        entries = (machine.read_yaml(path) or {}).get("hosts") or {}
+        entries = {name: facts for name, facts in entries.items() if "address" in facts}
+        if "master" not in entries:
+            raise UsageError(f"{path} lists no host named master, where the Salt master runs.")
+        return {name: Host(self, name, facts) for name, facts in entries.items()}
+
+    @functools.cached_property
+    def image(self):
+        """The folder of the image that the lab's hosts stand on."""
+        return CACHE / "images" / self.remembered()["image"]
+
+    def host(self, name):
+        """A host by its name; an unknown one is refused with the nearest."""
+        if name in self.hosts:
+            return self.hosts[name]
+        near = difflib.get_close_matches(name, self.hosts, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.hosts)}."
+        raise UsageError(f"{INVENTORY} lists no host {name!r}: {hint}")
+
+    def remembered(self):
+        """What an earlier ``up`` wrote down: ``checkout`` and ``image``; empty if there was none."""
+        note = self.folder / "lab.json"
+        return json.loads(note.read_text()) if note.exists() else {}
+
+    def running(self):
+        """The hosts that are on."""
+        return [host for host in self.hosts.values() if host.running()]
+
+    def need_running(self):
+        """Refuse to go on where there is no lab."""
+        if not self.remembered() or not self.hosts["master"].running():
+            raise UsageError(f"The lab {self.name!r} isn't up: ./lab up starts it.")
+
+    @contextlib.contextmanager
+    def alone(self):
+        """Keep two commands from changing the same lab at once."""
+        (STATE / ".locks").mkdir(parents=True, exist_ok=True)
+        with (STATE / ".locks" / self.name).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"Another ./lab is changing the lab {self.name!r}: wait for it to end."
+                ) from None
+            yield
+
+    # Up
+
+    def up(self, names, apply=True):
+        """
+        Bring hosts up, converge them, ship the sites.
+
+        names
+            The hosts to start, besides the master; all of them if empty.
+        apply
+            Whether to go on, once the hosts answer, with states and releases.
+        """
+        machine.check(STATE)
+        lacking = machine.missing(machine.LAB_PACKAGES)
+        if lacking:
+            output.open_log(self.log)
+            with output.step(f"installing {', '.join(lacking)}"):
+                machine.install(lacking)
+        wanted = [self.host(name) for name in names] or list(self.hosts.values())
+        if self.hosts["master"] not in wanted:
+            wanted.insert(0, self.hosts["master"])
+        self._refuse_another_checkout()
+        with self.alone():
+            output.open_log(self.log)
+            self._use_image()
+            self._clean_leftovers()
+            self._connect()
+            self._boot([host for host in wanted if not host.running()])
+            salt.wait_for_minions(self, self.running())
+            if apply:
+                salt.publish_example(self)
+                salt.converge(self)
+                salt.ship(self)
+        return wanted
+
+    def _refuse_another_checkout(self):
+        before = self.remembered().get("checkout")
+        if before and before != str(self.checkout) and self.running():
+            raise UsageError(
+                f"The lab {self.name!r} belongs to the checkout {before}: use it from there, "
+                f"or give this one another name with --name."
+            )
+
+    def _use_image(self):
+        """Stand on the checkout's image; running hosts keep theirs, and so does their lab."""
+        if self.running() and self.remembered():
+            return
+        chosen = image.ensure(self.checkout, CACHE / "images")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        note = {"checkout": str(self.checkout), "image": chosen.name}
+        (self.folder / "lab.json").write_text(json.dumps(note) + "\n")
+        self.__dict__.pop("image", None)
+        image.prune(CACHE / "images", used_images())
+
+    def _clean_leftovers(self):
+        """Take away what a crash left of this lab: hosts that aren't running keep their disks only."""
+        for host in self.hosts.values():
+            if host.running():
+                continue
+            host.kill()
+            network.leave_host(self.name, host.name)
+            if os.path.ismount(host.root):
+                run("umount", host.root)
+        if not self.running() and network.namespaces(self.name):
+            self._end_hub_processes()
+            network.close(self.name, STATE, last=False)
+
+    def _connect(self):
+        names = {host.address: [host.name] for host in self.hosts.values()}
+        balancers = [host for host in self.hosts.values() if "loadbalancer" in host.roles]
+        if balancers:
+            names[balancers[0].address] += self.domains()
+        network.open_hub(self.name, names, STATE)
+        if not network.processes(network.hub(self.name)):
+            self._start_package_cache()
+
+    def domains(self):
+        """The domains of the sites, but for those that are names of hosts."""
+        sites = (machine.read_yaml(self.checkout / SITES) or {}).get("sites") or {}
+        found = [domain for site in sites.values() for domain in site.get("domains") or []]
+        return [domain for domain in dict.fromkeys(found) if domain not in self.hosts]
+
+    def _start_package_cache(self):
+        command = [sys.executable, package_cache.__file__, str(network.HUB_ADDRESS)]
+        command += [str(self.CACHE_PORT), str(CACHE / "packages")]
+        with (self.folder / "packages.log").open("a") as log:
+            subprocess.Popen(
+                network.on_hub(self.name, command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd="/",
+                start_new_session=True,
+            )
+
+    def _boot(self, hosts):
+        if not hosts:
+            return
+        with output.step(f"booting {', '.join(host.name for host in hosts)}", len(hosts)) as step:
+            for host in hosts:
+                host.boot()
+            for host in hosts:
+                host.wait_until_up()
+                step.advance()
+
+    # Keys: made here, so that nothing is ever accepted unseen
+
+    def keys(self, name):
+        """The key pair of a minion, or of the ``master`` process itself as ``salt-master``."""
+        folder = self.folder / "keys"
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+        if not public.exists():
+            within = ["chroot", self.image, "openssl"]
+            private.write_text(run(*within, "genpkey", "-quiet", "-algorithm", "RSA").stdout)
+            pem = private.read_text()
+            public.write_text(run(*within, "pkey", "-pubout", stdin=pem).stdout)
+        return private.read_text(), public.read_text()
+
+    def introduce(self, host):
+        """Make a host's fresh disk a minion that the master knows."""
+        salt.set_up_minion(self, host)
+        if host.name == "master":
+            salt.set_up_master(self, host)
+
+    # The life of single hosts
+
+    def start(self, host, empty=False):
+        """Turn a host on; ``empty``: with a fresh disk."""
+        if host.running():
+            raise UsageError(f"{host.name} is running already.")
+        with self.alone():
+            output.open_log(self.log)
+            if empty:
+                network.leave_host(self.name, host.name)
+                host.remove_disk()
+            self._boot([host])
+            salt.wait_for_minions(self, [host])
+
+    # Down
+
+    def down(self):
+        """Leave nothing of the lab on the machine but the caches."""
+        with self.alone():
+            if self.folder.exists():
+                output.open_log(self.log)
+            with output.step(f"taking the lab {self.name!r} down"):
+                self._end_processes()
+                for root in self._mounts():
+                    run("umount", root)
+                network.close(self.name, STATE, last=not others(self.name))
+                cgroups.remove(self.name)
+                self._forget_nspawn()
+                if self.folder.exists():
+                    shutil.rmtree(self.folder)
+
+    def _end_processes(self):
+        """End what runs in the lab's namespaces, and the supervisors of its hosts."""
+        mine = {pid for name in network.namespaces(self.name) for pid in network.processes(name)}
+        mine |= set(supervisors(self.name))
+        deadline = time.monotonic() + 10
+        while mine:
+            for pid in mine:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise LabError(f"Some processes of the lab can't be ended: {sorted(mine)}.")
+            time.sleep(0.05)
+            mine = {pid for name in network.namespaces(self.name) for pid in network.processes(name)}
+            mine |= set(supervisors(self.name))
+
+    def _end_hub_processes(self):
+        for pid in network.processes(network.hub(self.name)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _mounts(self):
+        """The lab's mounts, the innermost first."""
+        lines = pathlib.Path("/proc/self/mounts").read_text().splitlines()
+        folders = [line.split()[1] for line in lines]
+        return [folder for folder in reversed(folders) if folder.startswith(f"{self.folder}/")]
+
+    def _forget_nspawn(self):
+        for kind in ("propagate", "unix-export"):
+            folder = pathlib.Path("/run/systemd/nspawn") / kind
+            for path in folder.glob(f"saltern-{self.name}-*") if folder.exists() else []:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def supervisors(lab):
+    """The process ids of a lab's systemd-nspawn processes."""
+    found = []
+    for path in pathlib.Path("/proc").iterdir():
+        if not path.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            if words[0].endswith(b"systemd-nspawn") and any(
+                word.startswith(f"--directory={STATE / lab}/".encode()) for word in words
+            ):
+                found.append(int(path.name))
+    return found
+
+
+def others(name):
+    """The names of the other labs on this machine that have a network."""
+    folder = network.NAMESPACES
+    hubs = [path.name for path in folder.iterdir()] if folder.exists() else []
+    names = [path.parent.name for path in STATE.glob("*/lab.json")]
+    return [other for other in names if other != name and network.hub(other) in hubs]
+
+
+def used_images():
+    """The names of the images that labs on this machine stand on."""
+    return {json.loads(note.read_text())["image"] for note in STATE.glob("*/lab.json")}

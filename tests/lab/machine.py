@@ -1,0 +1,137 @@
+"""The machine below the lab: what it must be, what must be installed on it."""
+
+import contextlib
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+
+from tests.lab.commands import LabError, UsageError, run, stream
+
+# What the lab itself runs on the machine.
+LAB_PACKAGES = [
+    "curl",
+    "debian-archive-keyring",
+    "debootstrap",
+    "iproute2",
+    "nftables",
+    "procps",
+    "python3-yaml",
+    "systemd-container",
+]
+# What the tests run besides: a virtualenv that builds wheels, and the daemons whose own check
+# decides whether a rendered configuration is right.
+TEST_PACKAGES = [
+    "gcc",
+    "git",
+    "haproxy",
+    "libc6-dev",
+    "memcached",
+    "nginx-light",
+    "openssh-server",
+    "postgresql",
+    "python3-dev",
+    "python3-venv",
+    "redis-server",
+    "sudo",
+    "uwsgi-core",
+    "uwsgi-plugin-python3",
+    "varnish",
+]
+FREE_DISK_GIB = 6
+PYTHON = "/usr/bin/python3"
+
+
+def check(folder):
+    """
+    Refuse, before anything is begun, a machine on which the lab can't work.
+
+    folder
+        Where the lab keeps its hosts.
+    """
+    if os.geteuid() != 0:
+        raise UsageError("The lab needs root: run it with sudo.")
+    system = os_release()
+    if not {"debian", "ubuntu"} & {system.get("ID"), *system.get("ID_LIKE", "").split()}:
+        raise UsageError(
+            f"The lab runs on Debian and Ubuntu; this is {system.get('PRETTY_NAME', 'neither')}."
+        )
+    if not shutil.which("apt-get"):
+        raise UsageError("The lab needs apt-get, which isn't on this machine.")
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free / 2**30
+    if free < FREE_DISK_GIB:
+        raise UsageError(
+            f"The lab needs {FREE_DISK_GIB} GiB free under {folder}: there are {free:.1f} GiB."
+        )
+    _check_overlay(folder)
+
+
+def os_release():
+    """The machine's /etc/os-release as a dict."""
+    text = pathlib.Path("/etc/os-release").read_text()
+    return {key: value.strip("\"'") for key, value in re.findall(r"^(\w+)=(.*)$", text, re.M)}
+
+
+def missing(packages):
+    """Which of these packages aren't installed."""
+    shown = run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *packages, check=False)
+    installed = {line.split()[0] for line in shown.stdout.splitlines() if line.endswith(" installed")}
+    return [package for package in packages if package not in installed]
+
+
+def install(packages):
+    """Install packages without letting their daemons start on this machine."""
+    env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
+    with _no_daemon_starts():
+        if run("apt-get", "install", "-s", *packages, check=False).returncode:
+            stream("apt-get", "update", env=env)
+        stream("apt-get", "install", "-y", "--no-install-recommends", *packages, env=env)
+
+
+def read_yaml(path):
+    """A YAML file's content, read by the system's Python, which has a parser."""
+    code = "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout)"
+    done = run(PYTHON, "-c", code, stdin=path.read_text(), check=False)
+    if done.returncode:
+        raise UsageError(f"{path} isn't valid YAML: {done.stderr.strip().splitlines()[-1]}")
+    import json
+
+    return json.loads(done.stdout)
+
+
+@contextlib.contextmanager
+def _no_daemon_starts():
+    """Tell packages, while they are being installed, to start nothing."""
+    policy = pathlib.Path("/usr/sbin/policy-rc.d")
+    if policy.exists():
+        yield  # the machine has its own policy
+        return
+    units = pathlib.Path("/run/systemd/system").exists()
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        policy.unlink()
+        if units:
+            _disable_new_daemons()
+
+
+def _disable_new_daemons():
+    """Keep what the tests' packages brought from starting at the next boot."""
+
+
+def _check_overlay(folder):
+    """Try for real what every host needs: an overlay mount."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".check-") as name:
+        where = pathlib.Path(name)
+        for part in ("lower", "upper", "work", "root"):
+            (where / part).mkdir()
+        options = f"lowerdir={where}/lower,upperdir={where}/upper,workdir={where}/work"
+        try:
+            run("mount", "-t", "overlay", "overlay", "-o", options, where / "root")
+        except LabError as error:
+            raise UsageError(f"No overlay can be mounted under {folder}: {error}") from error
+        run("umount", where / "root")

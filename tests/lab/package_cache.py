@@ -1,0 +1,118 @@
+"""
+A proxy that keeps Debian packages, so that a farm downloads each of them once.
+
+It keeps what never changes under its name (``.deb`` files, and indexes fetched by their digest)
+and passes everything else through. A file gets its name when it is complete, so several proxies
+can share a folder.
+
+Usage: package_cache.py ADDRESS PORT FOLDER
+"""
+
+import hashlib
+import http.client
+import http.server
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import urllib.parse
+
+BLOCK = 1 << 18
+PASSED_DOWN = ("If-Modified-Since", "Range", "User-Agent", "Accept")
+PASSED_UP = ("Content-Type", "Content-Length", "Last-Modified", "Content-Range", "Location")
+TIMEOUT = 60
+
+
+def is_immutable(path):
+    """Whether what a URL's path names can never change."""
+    return path.endswith(".deb") or "/by-hash/" in path
+
+
+def file_for(folder, url):
+    """Where a URL's content is kept: a digest, and its own last part for people who look."""
+    digest = hashlib.sha256(url.encode()).hexdigest()
+    return folder / digest[:2] / f"{digest[:24]}-{url.rsplit('/', 1)[-1][-100:]}"
+
+
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """One connection from apt."""
+
+    protocol_version = "HTTP/1.1"
+    folder = pathlib.Path()
+
+    def do_GET(self):
+        url = urllib.parse.urlsplit(self.path)
+        if url.scheme != "http" or not url.hostname:
+            self.send_error(400, "Only http:// addresses are fetched here")
+            return
+        kept = file_for(self.folder, self.path)
+        if kept.exists():
+            self._send_kept(kept)
+            return
+        try:
+            self._fetch(url, kept)
+        except OSError as error:
+            self.close_connection = True
+            self.log_error("%s: %s", self.path, error)
+
+    def _send_kept(self, kept):
+        self.log_message("kept %s", self.path)
+        with kept.open("rb") as file:
+            self.send_response(200)
+            self.send_header("Content-Length", str(os.fstat(file.fileno()).st_size))
+            self.end_headers()
+            shutil.copyfileobj(file, self.wfile, BLOCK)
+
+    def _fetch(self, url, kept):
+        self.log_message("fetched %s", self.path)
+        upstream = http.client.HTTPConnection(url.hostname, url.port or 80, timeout=TIMEOUT)
+        keeping = is_immutable(url.path)
+        headers = {n: self.headers[n] for n in PASSED_DOWN if n in self.headers}
+        if keeping:
+            headers.pop("Range", None)
+            headers.pop("If-Modified-Since", None)
+        target = url.path + (f"?{url.query}" if url.query else "")
+        try:
+            upstream.request("GET", target, headers=headers)
+            answer = upstream.getresponse()
+        except OSError as error:
+            self.send_error(502, f"{url.hostname} can't be reached: {error}")
+            return
+        self.send_response(answer.status)
+        for name in PASSED_UP:
+            if answer.getheader(name):
+                self.send_header(name, answer.getheader(name))
+        if not answer.getheader("Content-Length"):
+            self.send_header("Connection", "close")
+        self.end_headers()
+        length = answer.getheader("Content-Length")
+        if keeping and answer.status == 200 and length:
+            self._pass_and_keep(answer, kept, int(length))
+        else:
+            shutil.copyfileobj(answer, self.wfile, BLOCK)
+        upstream.close()
+
+    def _pass_and_keep(self, answer, kept, length):
+        kept.parent.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".partial-", delete=False) as file:
+            try:
+                while block := answer.read(BLOCK):
+                    file.write(block)
+                    self.wfile.write(block)
+                file.flush()
+                if file.tell() == length:
+                    os.replace(file.name, kept)
+            finally:
+                pathlib.Path(file.name).unlink(missing_ok=True)
+
+
+def main():
+    address, port, folder = sys.argv[1:]
+    Proxy.folder = pathlib.Path(folder)
+    Proxy.folder.mkdir(parents=True, exist_ok=True)
+    http.server.ThreadingHTTPServer((address, int(port)), Proxy).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""What runs on the lab's master: minions, the published example, states, releases."""
+
+import json
+import subprocess
+import time
+
+from tests.lab import cgroups, output
+from tests.lab.commands import LabError
+from tests.lab.host import CHECKOUT
+
+MINIONS_TIMEOUT = 90
+EXAMPLE = "examples/newsroom"
+REPOSITORY = "/srv/git/newsroom.git"
+GIT_UNIT = """\
+[Unit]
+Description=The git repositories of the lab, read-only
+After=network.target
+
+[Service]
+User=nobody
+ExecStart=/usr/bin/git daemon --base-path=/srv/git --export-all --reuseaddr /srv/git
+Restart=on-failure
+
+[Install]
+WantedBy=multi-user.target
+"""
+# Where the checkout has no etc/salt yet.
+MASTER = f"""\
+file_roots: {{base: [{CHECKOUT}/salt]}}
+pillar_roots: {{base: [{CHECKOUT}/pillar]}}
+"""
+# A commit only where something changed; the index stays in the bare repository.
+PUBLISH = f"""
+set -e
+export GIT_DIR={REPOSITORY} GIT_WORK_TREE={CHECKOUT}/{EXAMPLE}
+[ -d "$GIT_DIR" ] || git init --quiet --bare --initial-branch=main "$GIT_DIR"
+git -c core.bare=false -c core.excludesFile={CHECKOUT}/.gitignore add --all "$GIT_WORK_TREE"
+git rev-parse --quiet --verify HEAD >/dev/null && git diff --cached --quiet ||
+  git -c core.bare=false -c user.name=lab -c user.email=lab@localhost commit --quiet -m "Newsroom as in the checkout"
+git log -1 --format=%h
+"""
+
+
+def set_up_minion(lab, host):
+    """Write a minion's configuration and keys on a fresh disk; tell the master its key."""
+    private, public = lab.keys(host.name)
+    own = lab.checkout / "etc/salt/minion"
+    host.write("etc/salt/minion_id", host.name)
+    if own.exists():
+        host.write("etc/salt/minion", own.read_text())
+    host.write("etc/salt/minion.d/lab.conf", f"master: {lab.hosts['master'].address}\n")
+    host.write("etc/salt/pki/minion/minion.pem", private, 0o400)
+    host.write("etc/salt/pki/minion/minion.pub", public)
+    host.write("etc/salt/pki/minion/minion_master.pub", lab.keys("salt-master")[1])
+    enable(host, "salt-minion.service")
+    master = lab.hosts["master"]
+    if master.has_disk():
+        master.insert_disk()
+        master.write(f"etc/salt/pki/master/minions/{host.name}", public)
+
+
+def set_up_master(lab, host):
+    """Write the master's configuration and keys on a fresh disk, and all that it knows."""
+    private, public = lab.keys("salt-master")
+    if (lab.checkout / "etc/salt/master").exists():
+        link = host.root / "etc/salt/master"
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"{CHECKOUT}/etc/salt/master")
+    else:
+        host.write("etc/salt/master", MASTER)
+    host.write("etc/salt/pki/master/master.pem", private, 0o400)
+    host.write("etc/salt/pki/master/master.pub", public)
+    for other in lab.hosts.values():
+        if other is host or other.has_disk():
+            host.write(f"etc/salt/pki/master/minions/{other.name}", lab.keys(other.name)[1])
+    host.write("etc/systemd/system/lab-git.service", GIT_UNIT)
+    host.write("etc/gitconfig", "[safe]\n\tdirectory = /srv/git/*\n\tdirectory = *\n")
+    (host.root / "srv/git").mkdir(parents=True)
+    for unit in ("salt-master.service", "lab-git.service"):
+        enable(host, unit)
+
+
+def enable(host, unit):
+    """Have a unit start at boot."""
+    wants = host.root / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir(parents=True, exist_ok=True)
+    (wants / unit).symlink_to(f"/etc/systemd/system/{unit}")
+
+
+def wait_for_minions(lab, hosts):
+    """Wait until the minions of these hosts answer the master."""
+    if not hosts:
+        return
+    names = [host.name for host in hosts]
+    deadline = time.monotonic() + MINIONS_TIMEOUT
+    with output.step("waiting for the minions", len(names)) as step:
+        while True:
+            answers = call(lab, ",".join(names), "test.ping", "-L", "-t", "3")
+            silent = [name for name in names if answers.get(name) is not True]
+            step.done = len(names) - len(silent)
+            if not silent:
+                return
+            if time.monotonic() > deadline:
+                raise LabError(
+                    f"These minions don't answer the master: {', '.join(silent)}. "
+                    f"Look with ./lab run {silent[0]} journalctl -u salt-minion"
+                )
+            time.sleep(0.5)
+
+
+def publish_example(lab):
+    """Commit the example site into the master's git repository, if it changed."""
+    if not (lab.checkout / EXAMPLE).is_dir():
+        output.say(f"There is no {EXAMPLE} in this checkout: no site is published.")
+        return
+    with output.step(f"publishing {EXAMPLE} as git://master/newsroom.git") as step:
+        done = lab.hosts["master"].run("sh", "-c", PUBLISH)
+        step.detail = done.stdout.strip()
+
+
+def converge(lab):
+    """``state.apply`` on every host that is on."""
+    hosts = [host.name for host in lab.running()]
+    with output.step("sending the modules out", len(hosts)) as step:
+        follow(lab, step, "*", "saltutil.sync_all")
+    with output.step("salt '*' state.apply", len(hosts)) as step:
+        follow(lab, step, "*", "state.apply")
+
+
+def ship(lab):
+    """``deploy.ship`` on the app hosts that are on."""
+    hosts = [host.name for host in lab.running() if "app" in host.roles]
+    if not hosts:
+        return
+    with output.step("salt 'app*' deploy.ship", len(hosts)) as step:
+        follow(lab, step, "app*", "deploy.ship")
+
+
+def call(lab, target, function, *arguments):
+    """Call a function on minions. Returns what each answered, by its id; nothing for the silent."""
+    done = lab.hosts["master"].run(
+        "salt", "--out=json", "--static", "--no-color", *arguments, target, function, check=False
+    )
+    output.log(done.stderr)
+    try:
+        return json.loads(done.stdout)
+    except ValueError:
+        output.log(done.stdout)
+        return {}
+
+
+def follow(lab, step, target, function):
+    """Call a function, count the hosts as they answer, and raise with what went wrong."""
+    command = ["salt", "--out=json", "--out-indent=-1", "--no-color", target, function]
+    wrong, answered = [], set()
+    process = subprocess.Popen(
+        lab.hosts["master"].inside(command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=output.log_file(),
+        text=True,
+        preexec_fn=lambda: cgroups.join(lab.name, "master"),
+    )
+    for line in process.stdout:
+        try:
+            answers = json.loads(line)
+        except ValueError:
+            output.log(line)
+            continue
+        for name, answer in answers.items():
+            output.log(f"{name}: {json.dumps(answer, indent=1)}")
+            wrong += [f"{name}: {what}" for what in failures(answer)]
+            answered.add(name)
+            step.advance(name)
+    code = process.wait()
+    silent = [h.name for h in lab.running() if target == "*" and h.name not in answered]
+    wrong += [f"{name}: no answer" for name in silent]
+    if not wrong and code:
+        wrong = [f"salt ended with {code}"]
+    if wrong:
+        raise LabError(
+            f"salt '{target}' {function} failed:\n  "
+            + "\n  ".join(wrong)
+            + f"\nThe hosts stay up to look at. Full output: {output.log_name()}"
+        )
+
+
+def failures(answer):
+    """What went wrong, in one line each, in what a minion answered."""
+    if isinstance(answer, list):
+        return [str(line) for line in answer]
+    if isinstance(answer, str):
+        return [answer.strip()] if _is_failure(answer) else []
+    if answer is False:
+        return ["no answer"]
+    if not isinstance(answer, dict):
+        return []
+    states = [(key, value) for key, value in answer.items() if "_|-" in key]
+    return [
+        f"{key.split('_|-')[1]}: {str(value.get('comment', '')).strip()}"
+        for key, value in states
+        if value.get("result") is False
+    ]
+
+
+def _is_failure(text):
+    return text.startswith(("ERROR", "Minion did not return", "Passed invalid", "The minion function"))
