@@ -63,6 +63,9 @@ uwsgi/{{ name }}/config:
     - context:
         name: {{ name }}
     - mode: '0640'
+    - check_cmd: uwsgi --strict --no-server --ini
     - require:
       - file: uwsgi/folders
+      - pkg: uwsgi/package
+      - file: django/{{ name }}/environment
 {% endfor %}
