@@ -10,11 +10,15 @@ from tests.lab.commands import LabError, UsageError
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 MIB = 2**20
+# Commands that pass on what follows: the number of words after them that are the lab's own.
+PASSED_ON = {"salt": 0, "curl": 0, "run": 1, "test": 0}
 
 
 def main(words=None):
     """Run ``./lab`` with the words of its command line. Returns the exit code."""
+    words, passed = split(sys.argv[1:] if words is None else words)
     options = parser().parse_args(words)
+    options.words = passed
     try:
         if os.geteuid() != 0:
             raise UsageError("The lab needs root: run it with sudo.")
@@ -28,6 +32,23 @@ def main(words=None):
         return 130
 
 
+def split(words):
+    """
+    Cut a command line in two: what the lab reads, and what it passes on untouched.
+
+    Returns both as lists of words.
+    """
+    for position, word in enumerate(words):
+        own = PASSED_ON.get(word)
+        if own is None or (position and words[position - 1] == "--name"):
+            continue
+        cut = position + 1 + own
+        if words[position + 1 : position + 2] in (["--help"], ["-h"]):
+            cut = position + 2
+        return words[:cut], words[cut:]
+    return words, []
+
+
 def parser():
     top = argparse.ArgumentParser(prog="lab", description="A farm of real hosts on this machine.")
     top.add_argument(
@@ -37,8 +58,9 @@ def parser():
     )
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name, act, text):
-        added = commands.add_parser(name, help=text, description=text)
+    def command(name, act, text, passes=None):
+        usage = f"lab [--name NAME] {name} {passes}" if passes else None
+        added = commands.add_parser(name, help=text, description=text, usage=usage)
         added.set_defaults(act=act)
         return added
 
@@ -46,15 +68,12 @@ def parser():
     added.add_argument("hosts", nargs="*", metavar="HOST", help="only these, and the master")
     added.add_argument("--no-apply", action="store_true", help="stop when the minions answer")
     command("status", status, "What is up, and how much memory it uses.")
-    added = command("salt", salt, "The real salt on the master: ./lab salt '*' test.ping")
-    added.add_argument("words", nargs=argparse.REMAINDER, metavar="ARGS")
-    added = command("run", run, "Run a command in a host; its exit status is this one's.")
+    command("salt", salt, "The real salt on the master: ./lab salt '*' test.ping", "ARGS…")
+    added = command("run", run, "Run a command in a host; its exit status is this one's.", "HOST COMMAND…")
     added.add_argument("host", metavar="HOST")
-    added.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
     added = command("shell", shell, "A login shell in a host.")
     added.add_argument("host", metavar="HOST")
-    added = command("curl", curl, "curl from a client on the farm's network.")
-    added.add_argument("words", nargs=argparse.REMAINDER, metavar="ARGS")
+    command("curl", curl, "curl from a client on the farm's network.", "ARGS…")
     added = command("kill", kill, "Pull a host's plug; its disk stays.")
     added.add_argument("host", metavar="HOST")
     added = command("start", start, "Turn a host on that was killed.")

@@ -31,10 +31,11 @@ class Lab:
     CACHE_PORT = 3142
 
     def __init__(self, name, checkout):
-        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name) or len(name) > LONGEST_LAB_NAME:
+        # No hyphen: "saltern-dev" must not take what "saltern-dev-app1" belongs to.
+        if not re.fullmatch(r"[a-z0-9]+", name) or len(name) > LONGEST_LAB_NAME:
             raise UsageError(
-                f"{name!r} can't name a lab: use lower-case letters, digits and inner hyphens, "
-                f"{LONGEST_LAB_NAME} characters at most."
+                f"{name!r} can't name a lab: use lower-case letters and digits, "
+                f"{LONGEST_LAB_NAME} of them at most."
             )
         self.name = name
         self.checkout = checkout
@@ -118,6 +119,7 @@ class Lab:
             output.open_log(self.log)
             self._use_image()
             self._clean_leftovers()
+            machine.prepare_kernel(STATE)
             self._connect()
             self._boot([host for host in wanted if not host.running()])
             salt.wait_for_minions(self, self.running())
@@ -157,14 +159,14 @@ class Lab:
                 run("umount", host.root)
         if not self.running() and network.namespaces(self.name):
             self._end_hub_processes()
-            network.close(self.name, STATE, last=False)
+            network.close(self.name)
 
     def _connect(self):
         names = {host.address: [host.name] for host in self.hosts.values()}
         balancers = [host for host in self.hosts.values() if "loadbalancer" in host.roles]
         if balancers:
             names[balancers[0].address] += self.domains()
-        network.open_hub(self.name, names, STATE)
+        network.open_hub(self.name, names)
         if not network.processes(network.hub(self.name)):
             self._start_package_cache()
 
@@ -222,6 +224,8 @@ class Lab:
 
     def start(self, host, empty=False):
         """Turn a host on; ``empty``: with a fresh disk."""
+        if not self.remembered():
+            raise UsageError(f"The lab {self.name!r} isn't up: ./lab up starts it.")
         if host.running():
             raise UsageError(f"{host.name} is running already.")
         with self.alone():
@@ -243,11 +247,13 @@ class Lab:
                 self._end_processes()
                 for root in self._mounts():
                     run("umount", root)
-                network.close(self.name, STATE, last=not others(self.name))
+                network.close(self.name)
                 cgroups.remove(self.name)
                 self._forget_nspawn()
                 if self.folder.exists():
                     shutil.rmtree(self.folder)
+                if not others(self.name):
+                    machine.restore_kernel(STATE)
 
     def _end_processes(self):
         """End what runs in the lab's namespaces, and the supervisors of its hosts."""

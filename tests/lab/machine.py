@@ -1,6 +1,7 @@
 """The machine below the lab: what it must be, what must be installed on it."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -42,6 +43,16 @@ TEST_PACKAGES = [
 FREE_DISK_GIB = 6
 PYTHON = "/usr/bin/python3"
 
+KERNEL = pathlib.Path("/proc/sys")
+# What the machine's kernel must allow while there are labs: packets pass through to the hosts,
+# and each systemd watches a few dozen things (the kernel counts them for all hosts together).
+KERNEL_SETTINGS = {
+    "net/ipv4/ip_forward": 1,
+    "fs/inotify/max_user_instances": 4096,
+    "fs/inotify/max_user_watches": 524288,
+}
+KERNEL_NOTE = "kernel-before.json"
+
 
 def check(folder):
     """
@@ -82,12 +93,48 @@ def missing(packages):
 
 
 def install(packages):
-    """Install packages without letting their daemons start on this machine."""
+    """Install packages whose daemons start on this machine neither now nor at its next boot."""
     env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
+    before = _enabled_units()
     with _no_daemon_starts():
         if run("apt-get", "install", "-s", *packages, check=False).returncode:
             stream("apt-get", "update", env=env)
         stream("apt-get", "install", "-y", "--no-install-recommends", *packages, env=env)
+    brought = _enabled_units() - before
+    if brought:
+        run("systemctl", "--root=/", "disable", *sorted(brought))
+
+
+def prepare_kernel(folder, kernel=KERNEL):
+    """
+    Raise the kernel's settings to what labs need, and note what they were.
+
+    folder
+        Where the note is kept until the last lab is gone.
+    """
+    note = folder / KERNEL_NOTE
+    before = _kernel_note(note, kernel)
+    for name, needed in KERNEL_SETTINGS.items():
+        now = int((kernel / name).read_text())
+        if now < needed:
+            before["settings"].setdefault(name, now)
+            note.write_text(json.dumps(before))
+            (kernel / name).write_text(str(needed))
+
+
+def restore_kernel(folder, kernel=KERNEL):
+    """Give the kernel's settings their noted values back."""
+    note = folder / KERNEL_NOTE
+    for name, value in _kernel_note(note, kernel)["settings"].items():
+        (kernel / name).write_text(str(value))
+    note.unlink(missing_ok=True)
+
+
+def _kernel_note(note, kernel):
+    """What was noted since the machine was booted: a reboot has restored all by itself."""
+    boot = (kernel / "kernel/random/boot_id").read_text()
+    found = json.loads(note.read_text()) if note.exists() else {}
+    return found if found.get("boot") == boot else {"boot": boot, "settings": {}}
 
 
 def read_yaml(path):
@@ -96,8 +143,6 @@ def read_yaml(path):
     done = run(PYTHON, "-c", code, stdin=path.read_text(), check=False)
     if done.returncode:
         raise UsageError(f"{path} isn't valid YAML: {done.stderr.strip().splitlines()[-1]}")
-    import json
-
     return json.loads(done.stdout)
 
 
@@ -108,19 +153,20 @@ def _no_daemon_starts():
     if policy.exists():
         yield  # the machine has its own policy
         return
-    units = pathlib.Path("/run/systemd/system").exists()
     policy.write_text("#!/bin/sh\nexit 101\n")
     policy.chmod(0o755)
     try:
         yield
     finally:
         policy.unlink()
-        if units:
-            _disable_new_daemons()
 
 
-def _disable_new_daemons():
-    """Keep what the tests' packages brought from starting at the next boot."""
+def _enabled_units():
+    """The units that start at boot."""
+    if not shutil.which("systemctl"):
+        return set()
+    command = ["systemctl", "--root=/", "list-unit-files", "--state=enabled", "--no-legend"]
+    return {line.split()[0] for line in run(*command, check=False).stdout.splitlines() if line}
 
 
 def _check_overlay(folder):

@@ -18,7 +18,6 @@ HUB_ADDRESS = next(FARM.hosts())
 WAYS_OUT = ipaddress.ip_network("198.18.255.0/24")
 NAMESPACES = pathlib.Path("/var/run/netns")
 NETNS_CONFIG = pathlib.Path("/etc/netns")
-FORWARDING = pathlib.Path("/proc/sys/net/ipv4/ip_forward")
 # An interface name has 15 characters at most; "v-" is taken.
 LONGEST_HOST_NAME = 13
 
@@ -62,14 +61,12 @@ def namespaces(lab):
     return hosts + [name for name in names if name == hub(lab)]
 
 
-def open_hub(lab, names, state):
+def open_hub(lab, names):
     """
     Make a lab's hub and its way out, if they aren't there.
 
     names
         Mapping of address to the host names that clients on the hub know it by.
-    state
-        The folder where what was changed on the machine is remembered.
     """
     _write_names(lab, names)
     if hub(lab) in namespaces(lab):
@@ -79,11 +76,11 @@ def open_hub(lab, names, state):
     _ip(hub(lab), "link", "add", "farm", "type", "bridge", "stp_state", "0", "forward_delay", "0")
     _ip(hub(lab), "addr", "add", f"{HUB_ADDRESS}/{FARM.prefixlen}", "dev", "farm")
     _ip(hub(lab), "link", "set", "farm", "up")
-    _open_way_out(lab, state)
+    _open_way_out(lab)
 
 
-def close(lab, state, last):
-    """Remove a lab's namespaces, links and rules. ``last``: no other lab needs forwarding."""
+def close(lab):
+    """Remove a lab's namespaces, links and rules."""
     for name in namespaces(lab):
         run("ip", "netns", "delete", name)
     folder = NETNS_CONFIG / hub(lab)
@@ -92,8 +89,6 @@ def close(lab, state, last):
             path.unlink()
         folder.rmdir()
     run("nft", "delete", "table", "ip", f"saltern-lab-{lab}", check=False)
-    if last:
-        _restore_forwarding(state)
 
 
 def join_host(lab, host, address):
@@ -165,7 +160,7 @@ def _write_names(lab, names):
     (folder / "resolv.conf").write_text(resolver())
 
 
-def _open_way_out(lab, state):
+def _open_way_out(lab):
     number, link = _free_link()
     network = list(WAYS_OUT.subnets(new_prefix=30))[number]
     outer, inner = network.hosts()
@@ -180,7 +175,6 @@ def _open_way_out(lab, state):
     run("nft", "delete", "table", "ip", f"saltern-lab-{lab}", check=False)
     rules = MACHINE_RULES % {"lab": lab, "link": link, "link_network": network}
     run("nft", "-f", "-", stdin=rules)
-    _allow_forwarding(state)
 
 
 def _free_link():
@@ -190,27 +184,6 @@ def _free_link():
         if f"saltern-out{number}" not in taken:
             return number, f"saltern-out{number}"
     raise LabError("There are too many labs on this machine: take one down first.")
-
-
-def _allow_forwarding(state):
-    """Let the machine forward packets, and remember if it didn't before."""
-    if FORWARDING.read_text().strip() == "1":
-        return
-    (state / "forwarding-was-off").write_text(_boot_id())
-    FORWARDING.write_text("1")
-
-
-def _restore_forwarding(state):
-    note = state / "forwarding-was-off"
-    if not note.exists():
-        return
-    if note.read_text() == _boot_id():
-        FORWARDING.write_text("0")
-    note.unlink()
-
-
-def _boot_id():
-    return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text()
 
 
 def _ip(name, *arguments, check=True) -> subprocess.CompletedProcess:
