@@ -14,10 +14,10 @@ from salt.exceptions import CommandExecutionError
 ROLES = {
     "master": [],
     "database": ["postgres"],
-    "cache": [],
-    "broker": [],
-    "worker": ["django"],
-    "app": ["django", "uwsgi", "nginx"],
+    "cache": ["memcached", "redis"],
+    "broker": ["rabbitmq"],
+    "worker": ["twemproxy", "django", "celery"],
+    "app": ["twemproxy", "django", "uwsgi", "nginx"],
     "accelerator": ["varnish"],
     "loadbalancer": ["haproxy"],
 }
@@ -67,8 +67,16 @@ def services(host=None):
         salt '*' inventory.services
     """
     mine = roles(host)
-    brought = [service for role in ROLES if role in mine for service in ROLES[role]]
+    brought = [service for role in ROLES if role in mine for service in _brought(role)]
     return ["os"] + list(dict.fromkeys(brought))
+
+
+def _brought(role):
+    """The services that a role brings. What a broker is, is the operator's choice."""
+    chosen = ((__pillar__.get("overrides") or {}).get("celery") or {}).get("broker")
+    if role == "broker" and chosen == "redis":
+        return ["redis"]
+    return ROLES[role]
 
 
 def peers(role):

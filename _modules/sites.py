@@ -148,7 +148,7 @@ def environment(name):
     site, where = get(name), paths(name)
     variables = {
         "DJANGO_SETTINGS_MODULE": site["settings_module"],
-        "SECRET_KEY": _secret("sites", name, "secret_key"),
+        "SECRET_KEY": secret("sites", name, "secret_key"),
         "ALLOWED_HOSTS": ",".join(site["domains"]),
         "DATABASE_URL": _database_url(site),
         "CONN_MAX_AGE": str(__salt__["settings.get"]("django")["conn_max_age"].s),
@@ -157,6 +157,9 @@ def environment(name):
         "MEDIA_ROOT": where["media"],
         "MEDIA_URL": site["media_url"],
     }
+    variables.update(_caches(name, site))
+    if site["queues"] and __salt__["inventory.peers"]("broker"):
+        variables["BROKER_URL"] = _broker_url(name)
     variables.update({key: str(value) for key, value in site["environment"].items()})
     return variables
 
@@ -176,20 +179,106 @@ def database_password(name):
 
         salt 'db1' sites.database_password newsroom
     """
-    return _secret("postgres", "users", get(name)["database"]["user"])
+    return secret("postgres", "users", get(name)["database"]["user"])
+
+
+def redis_password(name):
+    """
+    The password of a site at the Redis of the cache hosts; the user is the site's name.
+
+    name
+        The site's name.
+
+    Returns the password. Raises ``CommandExecutionError`` if this host's pillar doesn't hold it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'cache1' sites.redis_password newsroom
+    """
+    return secret("redis", "sites", name)
+
+
+def broker_password(name):
+    """
+    The password of a site at the broker; the user is the site's name.
+
+    name
+        The site's name.
+
+    Returns the password. Raises ``CommandExecutionError`` if this host's pillar doesn't hold it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'worker1' sites.broker_password newsroom
+    """
+    return secret("broker", "sites", name)
 
 
 def _database_url(site):
     base = site["database"]
     host = base["host"] or __salt__["inventory.primary"]()
-    password = _secret("postgres", "users", base["user"])
+    password = secret("postgres", "users", base["user"])
     return (
         f"postgres://{quote(base['user'], safe='')}:{quote(password, safe='')}"
         f"@{host}:{base['port']}/{quote(base['name'], safe='')}"
     )
 
 
-def _secret(*path):
+def _caches(name, site):
+    """What a site is told of the caches: memcached through this host's twemproxy, and Redis."""
+    if not __salt__["inventory.peers"]("cache"):
+        return {}
+    port = __salt__["settings.get"]("twemproxy")["port"]
+    told = {
+        "CACHE_URL": f"pymemcache://127.0.0.1:{port}",
+        "CACHE_PREFIX": name,
+        "CACHE_VERSION": str(site["cache_version"]),
+    }
+    redis = __salt__["settings.get"]("redis")
+    if "session" in redis["purposes"]:
+        host = redis["primary"] or __salt__["inventory.peers"]("cache")[0]["id"]
+        told["SESSION_REDIS_URL"] = _redis_url(
+            name, redis_password(name), __salt__["inventory.address"](host), redis, "session"
+        )
+    return told
+
+
+def _broker_url(name):
+    """The brokers' addresses; Celery goes to the next one if one is away."""
+    brokers = __salt__["inventory.peers"]("broker")
+    password = broker_password(name)
+    if __salt__["settings.get"]("celery")["broker"] == "redis":
+        redis = __salt__["settings.get"]("redis")
+        return _redis_url(name, password, brokers[0]["address"], redis, "broker")
+    user, password = quote(name, safe=""), quote(password, safe="")
+    port = __salt__["settings.get"]("rabbitmq")["port"]
+    return ";".join(f"amqp://{user}:{password}@{b['address']}:{port}/{user}" for b in brokers)
+
+
+def _redis_url(name, password, address, settings, purpose):
+    user, password = quote(name, safe=""), quote(password, safe="")
+    return f"redis://{user}:{password}@{address}:{settings['ports'][purpose]}/0"
+
+
+def secret(*path):
+    """
+    A secret of this host's pillar.
+
+    path
+        Where it stands below ``secrets:``, step by step.
+
+    Returns its value. Raises ``CommandExecutionError`` if this host's pillar doesn't hold it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'worker1' sites.secret broker sites newsroom
+    """
     value = __pillar__.get("secrets") or {}
     for step in path:
         value = (value or {}).get(step)

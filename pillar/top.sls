@@ -4,6 +4,10 @@
 {%- set secrets = {
   'django': ['app', 'worker'],
   'postgres': ['app', 'worker', 'database'],
+  'redis': ['app', 'worker', 'cache'],
+  'redis-operator': ['cache', 'broker'],
+  'broker': ['app', 'worker', 'broker'],
+  'rabbitmq': ['broker'],
 } %}
 base:
   '{{ opts.id }}':

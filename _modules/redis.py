@@ -1,0 +1,288 @@
+"""
+The Redis servers of a host: which it should have, how they fare, taking over new settings live.
+
+``salt/redis/`` declares them. Commands reach a server through its local socket as the user
+``operator``.
+"""
+
+import hashlib
+import shlex
+
+from salt.exceptions import CommandExecutionError
+
+# What a purpose asks of its server.
+_PURPOSES = {
+    "cache": {
+        "persistent": False,
+        "replicated": False,
+        "eviction": "allkeys-lfu",
+        "eviction_why": "Full: what is asked for least often goes.",
+    },
+    "session": {
+        "persistent": True,
+        "replicated": True,
+        "eviction": "volatile-ttl",
+        "eviction_why": "Full: the session that would end first goes.",
+    },
+    "broker": {
+        "persistent": True,
+        "replicated": False,
+        "eviction": "noeviction",
+        "eviction_why": "Full: a new task is refused; none that was accepted goes.",
+    },
+}
+# Directives that a running server can't take over.
+_AT_START = {"bind", "port", "unixsocket", "unixsocketperm", "pidfile", "logfile", "aclfile"}
+_AT_START |= {"dir", "replicaof"}
+
+
+def servers():
+    """
+    The Redis servers that this host should have.
+
+    Returns a list of dictionaries: ``purpose``, ``port``, ``memory`` in bytes, ``sharing`` in
+    words, ``persistent``, ``eviction``, ``eviction_why`` and ``follows``, the host
+    (``{"id", "address"}``) whose writes it repeats, or None. Raises ``CommandExecutionError`` if
+    the settings name a purpose or a host that doesn't exist.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'cache*' redis.servers
+    """
+    settings = __salt__["settings.get"]("redis")
+    purposes = _purposes(settings)
+    return [
+        {
+            "purpose": purpose,
+            "port": settings["ports"][purpose],
+            "memory": settings["memory"].bytes // len(purposes),
+            "sharing": f"shared evenly by {len(purposes)} Redis servers",
+            "follows": _primary(settings) if _PURPOSES[purpose]["replicated"] else None,
+            **_PURPOSES[purpose],
+        }
+        for purpose in purposes
+    ]
+
+
+def server(purpose):
+    """
+    One of the Redis servers that this host should have.
+
+    purpose
+        ``cache``, ``session`` or ``broker``.
+
+    Returns a dictionary as :func:`servers` does. Raises ``CommandExecutionError`` if this host
+    has none for that purpose.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'cache1' redis.server session
+    """
+    found = [one for one in servers() if one["purpose"] == purpose]
+    if not found:
+        has = ", ".join(one["purpose"] for one in servers()) or "none"
+        raise CommandExecutionError(
+            f"{__opts__['id']} has no Redis for {purpose!r}. Its purposes: {has}."
+        )
+    return found[0]
+
+
+def users(purpose):
+    """
+    Who may use a server, as Redis writes it: for its ``aclfile``.
+
+    purpose
+        ``cache``, ``session`` or ``broker``.
+
+    Returns a list of dictionaries: ``name``, ``sha256`` of the password and ``rules``. A site
+    reaches only keys that begin with its name; the queues of Celery have names of its own, so
+    there a site reaches all keys. Raises ``CommandExecutionError`` if a secret is missing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'cache1' redis.users session
+    """
+    found = [_user("operator", operator_password(), "~* &* +@all")]
+    for site in __salt__["sites.list"]():
+        if purpose == "broker":
+            password = __salt__["sites.broker_password"](site)
+            found.append(_user(site, password, "~* &* +@all -@admin -@dangerous +info +keys"))
+        else:
+            password = __salt__["sites.redis_password"](site)
+            found.append(_user(site, password, f"~{site}:* &{site}:* +@all -@admin -@dangerous"))
+    return found
+
+
+def operator_password():
+    """
+    The password of the user that looks after the servers and copies them.
+
+    Returns the password. Raises ``CommandExecutionError`` if this host's pillar doesn't hold it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'cache1' redis.operator_password
+    """
+    return __salt__["sites.secret"]("redis", "operator")
+
+
+def stats(purpose=None):
+    """
+    How the servers of this host fare.
+
+    purpose
+        Only the server for this purpose.
+
+    Returns a dictionary by purpose: ``up``, and where it is: ``role``, ``memory_percent``,
+    ``memory`` and ``memory_limit`` in bytes, ``keys``, ``hit_rate`` in percent or None,
+    ``evicted`` and ``refused`` since the start, ``clients``, ``operations_per_second``,
+    ``replicas`` or ``copy_is_current``, ``uptime`` in seconds. A server that is down makes the
+    command's exit code 1.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'cache*' redis.stats
+    """
+    wanted = [server(purpose)] if purpose else servers()
+    return {one["purpose"]: _stats(one["purpose"]) for one in wanted}
+
+
+def _stats(purpose):
+    try:
+        info = _info(purpose)
+    except CommandExecutionError as error:
+        __context__["retcode"] = 1
+        return {"up": False, "error": str(error)}
+    hits, misses = int(info["keyspace_hits"]), int(info["keyspace_misses"])
+    used, limit = int(info["used_memory"]), int(info["maxmemory"])
+    found = {
+        "up": True,
+        "role": "primary" if info["role"] == "master" else "replica",
+        "memory": used,
+        "memory_limit": limit,
+        "memory_percent": round(100 * used / limit, 1) if limit else None,
+        "keys": sum(
+            int(value.partition("keys=")[2].partition(",")[0])
+            for key, value in info.items()
+            if key[:2] == "db" and key[2:].isdigit()
+        ),
+        "hit_rate": round(100 * hits / (hits + misses), 1) if hits + misses else None,
+        "evicted": int(info["evicted_keys"]),
+        "refused": int(info["rejected_connections"]),
+        "clients": int(info["connected_clients"]),
+        "operations_per_second": int(info["instantaneous_ops_per_sec"]),
+        "uptime": int(info["uptime_in_seconds"]),
+    }
+    if found["role"] == "primary":
+        found["replicas"] = int(info["connected_slaves"])
+    else:
+        found["copy_is_current"] = info["master_link_status"] == "up"
+    return found
+
+
+def apply(purpose):
+    """
+    Let a running server take over its configuration file and its users, without a restart.
+
+    purpose
+        ``cache``, ``session`` or ``broker``.
+
+    Returns a dictionary of what was changed. Raises ``CommandExecutionError`` if the server
+    refuses a value. Address and port are taken over at the next start only.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'cache1' redis.apply session
+    """
+    wanted, follows = _read(f"/etc/redis/redis-{purpose}.conf")
+    changed = {}
+    for directive, value in wanted.items():
+        answer = _cli(purpose, "config", "get", directive).splitlines()
+        running = answer[1] if len(answer) > 1 else ""
+        if running != value:
+            _expect_ok(purpose, "config", "set", directive, value)
+            shown = directive == "masterauth"
+            changed[directive] = "(secret)" if shown else {"old": running, "new": value}
+    _expect_ok(purpose, "acl", "load")
+    before = _info(purpose)
+    leader = [before.get("master_host", ""), before.get("master_port", "")]
+    if follows != [part for part in leader if part]:
+        _expect_ok(purpose, "replicaof", *(follows or ["no", "one"]))
+        changed["replicaof"] = {"old": " ".join(leader).strip(), "new": " ".join(follows)}
+    return changed
+
+
+def _read(path):
+    """A configuration file's directives that can be set live, and whom the server follows."""
+    with open(path, encoding="utf-8") as file:
+        lines = [shlex.split(line) for line in file if line.strip() and line[0] != "#"]
+    wanted = {line[0]: " ".join(line[1:]) for line in lines}
+    follows = wanted.get("replicaof", "").split()
+    return {key: value for key, value in wanted.items() if key not in _AT_START}, follows
+
+
+def _purposes(settings):
+    roles = __salt__["inventory.roles"]()
+    wanted = list(settings["purposes"]) if "cache" in roles else []
+    if "broker" in roles and __salt__["settings.get"]("celery")["broker"] == "redis":
+        wanted.append("broker")
+    unknown = [purpose for purpose in wanted if purpose not in _PURPOSES]
+    if unknown:
+        raise CommandExecutionError(
+            f"redis.purposes: {unknown[0]!r} is no purpose. Allowed: cache, session."
+        )
+    return list(dict.fromkeys(wanted))
+
+
+def _primary(settings):
+    """The cache host that takes writes, or None if that is this host."""
+    hosts = {host["id"]: host for host in __salt__["inventory.peers"]("cache")}
+    named = settings["primary"] or min(hosts)
+    if named not in hosts:
+        raise CommandExecutionError(
+            f"redis.primary: {named!r} is no cache host. Cache hosts: {', '.join(hosts)}."
+        )
+    return None if named == __opts__["id"] else hosts[named]
+
+
+def _user(name, password, rules):
+    return {"name": name, "sha256": hashlib.sha256(password.encode()).hexdigest(), "rules": rules}
+
+
+def _info(purpose):
+    lines = (line.partition(":") for line in _cli(purpose, "info").splitlines())
+    return {key: value for key, colon, value in lines if colon}
+
+
+def _expect_ok(purpose, *command):
+    answer = _cli(purpose, *command)
+    if answer != "OK" and not answer.startswith("OK "):
+        raise CommandExecutionError(f"Redis for {purpose}: {command[0]} {command[1]}: {answer}")
+
+
+def _cli(purpose, *command):
+    """Run a command on a server of this host; the password travels in the environment."""
+    result = __salt__["cmd.run_all"](
+        ["redis-cli", "-s", f"/run/redis-{purpose}/redis-server.sock", "--user", "operator"]
+        + list(command),
+        env={"REDISCLI_AUTH": operator_password()},
+        python_shell=False,
+        ignore_retcode=True,
+        output_loglevel="quiet",
+    )
+    if result["retcode"]:
+        problem = result["stderr"] or result["stdout"]
+        raise CommandExecutionError(f"The Redis for {purpose} doesn't answer: {problem}")
+    return result["stdout"].strip()

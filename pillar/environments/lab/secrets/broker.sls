@@ -1,0 +1,5 @@
+# Passwords of the sites at the broker.
+secrets:
+  broker:
+    sites:
+      newsroom: lab-newsroom-broker
