@@ -3,6 +3,7 @@
 {%- from 'environments/map.jinja' import environment, roles with context %}
 {%- set secrets = {
   'django': ['app', 'worker'],
+  'haproxy': ['loadbalancer'],
   'postgres': ['app', 'worker', 'database'],
   'redis': ['app', 'worker', 'cache'],
   'redis-operator': ['cache', 'broker'],

@@ -1,4 +1,5 @@
-# The web accelerator: Varnish, its unit and its VCL.
+# The web accelerator: Varnish, its unit, its VCL, its log.
+{%- set varnish = salt['settings.get']('varnish') %}
 
 # Before the package, so that the daemon's first start is already ours; it has no VCL until then
 # and waits.
@@ -42,11 +43,39 @@ varnish/running:
       - file: varnish/vcl
       - module: varnish/daemon-reload
 
-# Compiles the new VCL beside the running one and swaps: nothing that is cached is lost.
-varnish/reload:
-  cmd.run:
-    - name: systemctl reload varnish
-    - onchanges:
-      - file: varnish/vcl
+# Compiles the VCL beside the running one and swaps: nothing that is cached is lost.
+varnish/loaded:
+  varnish.loaded:
+    - name: /etc/varnish/saltern.vcl
     - require:
+      - file: varnish/vcl
+      - daemon: varnish/running
+
+varnish/log/unit:
+  file.managed:
+    - name: /etc/systemd/system/saltern-varnish-log.service
+    - source: salt://varnish/files/log.service
+    - template: jinja
+    - mode: '0644'
+    - require:
+      - pkg: varnish/package
+  module.run:
+    - name: service.systemctl_reload
+    - onchanges:
+      - file: varnish/log/unit
+
+varnish/log:
+{%- if varnish.log == 'none' %}
+  service.dead:
+    - name: saltern-varnish-log
+    - enable: False
+{%- else %}
+  service.running:
+    - name: saltern-varnish-log
+    - enable: True
+    - watch:
+      - file: varnish/log/unit
+{%- endif %}
+    - require:
+      - module: varnish/log/unit
       - daemon: varnish/running

@@ -3,19 +3,32 @@ vcl 4.1;
 
 import directors;
 import std;
+{%- from 'os/files/error_page.jinja' import page %}
 {%- set varnish = salt['settings.get']('varnish') %}
 {%- set apps = salt['inventory.peers']('app') %}
-{%- set sites = salt['sites.list']() %}
+{%- set sites = [] %}
+{%- for name in salt['sites.list']() %}
+{%- set site = salt['sites.get'](name) %}
+{%- do site.update({'label': name | regex_replace('[^A-Za-z0-9]', '_')}) %}
+{%- do sites.append(site) %}
+{%- endfor %}
+{%- macro backend_name(site, host) -%}
+{{ site.label }}__{{ host.id | regex_replace('[^A-Za-z0-9]', '_') }}
+{%- endmacro %}
+{%- macro is_host(request, domains) -%}
+{% for domain in domains %}{{ ' || ' if not loop.first }}{{ request }}.http.Host == "{{ domain | lower }}"{% endfor %}
+{%- endmacro %}
 
 backend nobody none;
-{% for name in sites %}
-{%- set site = salt['sites.get'](name) %}
-{%- set label = name | regex_replace('[^A-Za-z0-9]', '_') %}
-probe {{ label }} {
+{% for site in sites if apps %}
+probe {{ site.label }}_probe {
     .request =
         "GET {{ site.health }} HTTP/1.1"
         "Host: {{ site.domains[0] }}"
         "User-Agent: varnish-probe"
+{%- if site.tls.force %}
+        "X-Forwarded-Proto: https"
+{%- endif %}
         "Connection: close";
     .interval = {{ varnish.probe.interval }};
     .timeout = {{ varnish.probe.timeout }};
@@ -24,92 +37,165 @@ probe {{ label }} {
     .initial = {{ varnish.probe.threshold - 1 }};
 }
 {%- for host in apps %}
-backend {{ label }}_{{ host.id | regex_replace('[^A-Za-z0-9]', '_') }} {
+backend {{ backend_name(site, host) }} {
     .host = "{{ host.address }}";
     .port = "80";
-    .connect_timeout = 2s;
-    .first_byte_timeout = 60s;
-    .probe = {{ label }};
+    .connect_timeout = 1s;
+    .first_byte_timeout = 65s;
+    .probe = {{ site.label }}_probe;
 }
 {%- endfor %}
 {% endfor %}
-acl balancers {
-    "localhost";
-{%- for host in salt['inventory.peers']('loadbalancer') %}
-    "{{ host.address }}";
-{%- endfor %}
-}
-
 acl purgers {
     "localhost";
-{%- for host in apps + salt['inventory.peers']('worker') %}
+{%- for host in salt['inventory.all']() %}
     "{{ host.address }}";
+{%- endfor %}
+{%- for network in varnish.purgers %}
+    "{{ network.split('/')[0] }}"{{ '/' ~ network.split('/')[1] if '/' in network }};
 {%- endfor %}
 }
 
 sub vcl_init {
-{%- for name in sites %}
-{%- set label = name | regex_replace('[^A-Za-z0-9]', '_') %}
-    new {{ label }} = directors.round_robin();
+{%- for site in sites %}
+    new {{ site.label }}_apps = directors.round_robin();
 {%- for host in apps %}
-    {{ label }}.add_backend({{ label }}_{{ host.id | regex_replace('[^A-Za-z0-9]', '_') }});
+    {{ site.label }}_apps.add_backend({{ backend_name(site, host) }});
 {%- endfor %}
 {%- endfor %}
     return (ok);
 }
 
 sub vcl_recv {
+    # The balancer asks whether this accelerator lives.
     if (req.url == "/.saltern/varnish") {
         return (synth(200, "OK"));
     }
-    # Which site is asked for? A name that nobody knows gets no answer from a site.
-{%- for name in sites %}
-    {{ 'if' if loop.first else 'elseif' }} (req.http.Host ~ "(?i)^({{ salt['sites.get'](name).domains | map('regex_escape') | join('|') }})(:\d+)?$") {
-        set req.backend_hint = {{ name | regex_replace('[^A-Za-z0-9]', '_') }}.backend();
-    }
-{%- endfor %}
-    {{ 'else' if sites else 'if (true)' }} {
-        return (synth(404, "No such site"));
-    }
-    set req.http.Host = regsub(req.http.Host, ":\d+$", "");
-
-    if (req.method == "PURGE") {
-        if (std.ip(client.ip, "0.0.0.0") !~ purgers) {
-            return (synth(405, "Not allowed"));
+    if (req.restarts == 0) {
+        unset req.http.X-Saltern-Failed;
+        unset req.http.X-Saltern-Cache;
+        unset req.http.X-Saltern-Encoding;
+        if (!req.http.X-Forwarded-Proto) {
+            set req.http.X-Forwarded-Proto = "http";
         }
-        return (purge);
     }
-    if (req.method !~ "^(GET|HEAD)$") {
+    set req.http.Host = std.tolower(regsub(req.http.Host, ":\d+$", ""));
+
+    # Which site is asked for? A name that nobody knows gets no answer from a site.
+{%- for site in sites %}
+    {{ 'if' if loop.first else 'elseif' }} ({{ is_host('req', site.domains) }}) {
+        set req.backend_hint = {{ site.label }}_apps.backend();
+        call {{ site.label }}_recv;
+    }
+{%- if site.redirect_domains %}
+    elseif ({{ is_host('req', site.redirect_domains) }}) {
+        return (synth(301, {{ '"https' if site.tls.force else 'req.http.X-Forwarded-Proto + "' }}://{{ site.domains[0] }}" + req.url));
+    }
+{%- endif %}
+{%- endfor %}
+{%- if sites %}
+    else {
+        return (synth(404, "Not Found"));
+    }
+{%- else %}
+    return (synth(404, "Not Found"));
+{%- endif %}
+
+    if (req.method == "PURGE" || req.method == "BAN") {
+        if (client.ip !~ purgers) {
+            return (synth(405, "Method Not Allowed"));
+        }
+        if (req.method == "PURGE") {
+            return (purge);
+        }
+        if (std.ban("obj.http.X-Saltern-Host == " + req.http.Host + " && obj.http.X-Saltern-Url ~ " + req.http.X-Ban-Pattern)) {
+            return (synth(200, "Banned"));
+        }
+        return (synth(400, std.ban_error()));
+    }
+    if (req.method != "GET" && req.method != "HEAD") {
         return (pass);
     }
-    if (req.http.Authorization || req.http.Cookie ~ "(^|;\s*){{ varnish.session_cookie }}=") {
+    if (req.http.Authorization) {
         return (pass);
     }
-    if (req.url ~ "[?&]{{ varnish.bypass_parameter }}(=|&|$)") {
-        return (pass);
+    if (req.url ~ "\?") {
+        if (req.url ~ "[?&]{{ varnish.bypass_parameter }}(=|&|$)") {
+            return (pass);
+        }
+{%- if varnish.ignored_parameters %}
+        set req.url = regsuball(req.url, "([?&])({{ varnish.ignored_parameters | join('|') }})(=[^&]*)?(?=&|$)", "\1");
+        set req.url = regsub(regsuball(regsub(req.url, "\?&+", "?"), "&{2,}", "&"), "[?&]+$", "");
+{%- endif %}
+        set req.url = std.querysort(req.url);
     }
     # Anonymous: whatever cookies there are say nothing that changes the page.
     unset req.http.Cookie;
-    # One page is kept for all clients; the site's answer says whether it was packed.
-    if (std.healthy(req.backend_hint)) {
+    # While a site is well, its pages may be a little old, until a fresh one has come. Where its
+    # hosts are down or an answer has just failed, any page that is still kept is better than none.
+    if (!req.http.X-Saltern-Failed && std.healthy(req.backend_hint)) {
         set req.grace = {{ varnish.grace_healthy }};
+    } else {
+        set req.grace = {{ varnish.grace }};
     }
     return (hash);
+}
+{% for site in sites %}
+sub {{ site.label }}_recv {
+{%- for old, new in site.redirects | dictsort %}
+    if (req.url ~ "^{{ old | regex_escape }}(\?|$)") {
+        return (synth(301, {{ '' if '://' in new else ('"https://"' if site.tls.force else 'req.http.X-Forwarded-Proto + "://"') ~ ' + req.http.Host + ' }}"{{ new }}" + regsub(req.url, "^[^?]*", "")));
+    }
+{%- endfor %}
+{%- set served = [site.static_url, site.media_url] | select('match', '/.+') | map('regex_escape') | join('|') %}
+{%- if served %}
+    if (req.url ~ "^({{ served }})") {
+        # Files are kept packed both ways, where the site has them so.
+        if (req.http.Accept-Encoding ~ "\bbr\b") {
+            set req.http.X-Saltern-Encoding = "br";
+        }
+        # They are the same for every visitor.
+        unset req.http.Cookie;
+    }
+{%- endif %}
+{%- if site.cache.early_404 and varnish.foreign_files %}
+    {{ 'else' if served }}if (req.url ~ "(?i)^[^?]*\.({{ varnish.foreign_files | join('|') }})(\?|$)" && (req.method == "GET" || req.method == "HEAD")) {
+        return (synth(404, "Not Found"));
+    }
+{%- endif %}
+    if (req.http.Cookie ~ "(^|;\s*){{ site.cache.session_cookie }}=") {
+        return (pass);
+    }
+}
+{% endfor %}
+sub vcl_pass {
+    set req.http.X-Saltern-Cache = "pass";
+}
+
+sub vcl_miss {
+    # The site has just failed to answer this, and nothing older is kept.
+    if (req.http.X-Saltern-Failed) {
+        return (synth(std.integer(req.http.X-Saltern-Failed, 503), "Back in a moment"));
+    }
+}
+
+sub vcl_backend_fetch {
+    if (bereq.http.X-Saltern-Encoding && !bereq.uncacheable) {
+        set bereq.http.Accept-Encoding = bereq.http.X-Saltern-Encoding;
+    }
 }
 
 sub vcl_backend_response {
     set beresp.grace = {{ varnish.grace }};
-    if (bereq.uncacheable) {
-        return (deliver);
+    set beresp.http.X-Saltern-Host = bereq.http.Host;
+    set beresp.http.X-Saltern-Url = bereq.url;
+    # One host's app server is gone: another host's may be there.
+    if (beresp.status == 502 && (bereq.method == "GET" || bereq.method == "HEAD") && bereq.retries < 2) {
+        return (retry);
     }
     # A failing site must not push a good page out: give up the fetch and serve what there is.
     if (beresp.status >= 500 && bereq.is_bgfetch) {
         return (abandon);
-    }
-    if (beresp.http.Set-Cookie || beresp.http.Vary ~ "(?i)cookie|\*" || beresp.http.Cache-Control ~ "(?i)private|no-cache|no-store") {
-        set beresp.uncacheable = true;
-        set beresp.ttl = 120s;
-        return (deliver);
     }
     if (beresp.status >= 500) {
         set beresp.ttl = 0s;
@@ -117,37 +203,127 @@ sub vcl_backend_response {
         set beresp.uncacheable = true;
         return (deliver);
     }
-    if (!beresp.http.Cache-Control && !beresp.http.Expires) {
+    if (bereq.uncacheable) {
+        return (deliver);
+    }
+    if (beresp.http.Set-Cookie || beresp.http.Vary ~ "(?i)cookie|\*" || beresp.http.Cache-Control ~ "(?i)(private|no-cache|no-store)"
+        || std.integer(beresp.http.Content-Length, 0) > {{ varnish.largest.bytes }}) {
+        set beresp.uncacheable = true;
+        set beresp.ttl = 120s;
+        return (deliver);
+    }
+    if (beresp.ttl > 0s && beresp.http.Cache-Control !~ "(?i)(s-maxage|max-age)" && !beresp.http.Expires) {
         set beresp.ttl = {{ varnish.ttl }};
     }
+    if (beresp.ttl <= 0s) {
+        set beresp.uncacheable = true;
+        set beresp.ttl = 120s;
+        return (deliver);
+    }
+    # Kept apart for each way to ask, but under one name, so that a PURGE finds them all.
+    if (bereq.http.X-Saltern-Encoding) {
+        call vary_encoding;
+    }
+{%- for site in sites if site.tls.certificate != 'none' and not site.tls.force %}
+    if ({{ is_host('bereq', site.domains) }}) {
+        call vary_scheme;
+    }
+{%- endfor %}
+{%- for site in sites if site.cache.esi %}
+    if (({{ is_host('bereq', site.domains) }}) && beresp.http.Content-Type ~ "^text/html") {
+        set beresp.do_esi = true;
+    }
+{%- endfor %}
+    return (deliver);
+}
+
+sub vary_encoding {
+    if (beresp.http.Vary) {
+        set beresp.http.Vary = beresp.http.Vary + ", X-Saltern-Encoding";
+    } else {
+        set beresp.http.Vary = "X-Saltern-Encoding";
+    }
+}
+{% if sites | rejectattr('tls.certificate', 'equalto', 'none') | rejectattr('tls.force') | list %}
+sub vary_scheme {
+    if (beresp.http.Vary) {
+        set beresp.http.Vary = beresp.http.Vary + ", X-Forwarded-Proto";
+    } else {
+        set beresp.http.Vary = "X-Forwarded-Proto";
+    }
+}
+{% endif %}
+sub vcl_backend_error {
+    # The host was not there, or went away: ask another one, as long as asking changes nothing.
+    if ((bereq.method == "GET" || bereq.method == "HEAD") && bereq.retries < 2) {
+        return (retry);
+    }
+    if (bereq.is_bgfetch) {
+        return (abandon);
+    }
+    set beresp.http.Content-Type = "text/html; charset=utf-8";
+    set beresp.http.Cache-Control = "no-store";
+    set beresp.http.Retry-After = "5";
+    set beresp.body = {"{{ page(503) }}
+"};
     return (deliver);
 }
 
 sub vcl_deliver {
-    if (obj.hits > 0) {
-        set resp.http.X-Cache = "hit";
-    } else {
-        set resp.http.X-Cache = "miss";
+    # The answer failed: look again, with any age allowed.
+    if (resp.status >= 500 && req.restarts == 0 && !req.http.X-Saltern-Cache && (req.method == "GET" || req.method == "HEAD")) {
+        set req.http.X-Saltern-Failed = resp.status;
+        return (restart);
     }
+    if (req.http.X-Saltern-Cache) {
+        set resp.http.X-Cache = req.http.X-Saltern-Cache;
+    } elseif (obj.hits == 0) {
+        set resp.http.X-Cache = "miss";
+    } elseif (obj.ttl < 0s) {
+        set resp.http.X-Cache = "stale";
+    } else {
+        set resp.http.X-Cache = "hit";
+    }
+    if (resp.http.Vary ~ "X-Saltern|X-Forwarded-Proto") {
+        set resp.http.Vary = regsub(regsuball(resp.http.Vary, "(^|, )(X-Saltern-Encoding|X-Forwarded-Proto)", ""), "^, ", "");
+        if (resp.http.Vary == "") {
+            unset resp.http.Vary;
+        }
+    }
+    unset resp.http.X-Saltern-Host;
+    unset resp.http.X-Saltern-Url;
+    unset resp.http.X-Varnish;
+    unset resp.http.Via;
 }
 
 sub vcl_synth {
-    if (req.url == "/.saltern/varnish") {
-        set resp.http.Content-Type = "text/plain";
-        set resp.body = {"OK
+    if (resp.status == 301) {
+        set resp.http.Location = resp.reason;
+        set resp.reason = "Moved Permanently";
+        set resp.http.Cache-Control = "max-age=3600";
+        set resp.body = "";
+        return (deliver);
+    }
+    set resp.http.X-Cache = "synth";
+    set resp.http.Cache-Control = "no-store";
+    if (resp.status < 300 || resp.status == 400) {
+        set resp.http.Content-Type = "text/plain; charset=utf-8";
+        set resp.body = resp.reason + {"
 "};
         return (deliver);
     }
     set resp.http.Content-Type = "text/html; charset=utf-8";
-    set resp.body = {"<!doctype html><title>"} + resp.status + {"</title><h1>"} + resp.reason + {"</h1>
+    if (resp.status == 404) {
+        set resp.body = {"{{ page(404) }}
 "};
-    return (deliver);
-}
-
-sub vcl_backend_error {
-    set beresp.http.Content-Type = "text/html; charset=utf-8";
-    set beresp.http.Retry-After = "5";
-    set beresp.body = {"<!doctype html><title>Back in a moment</title><h1>Back in a moment</h1><p>The site can't answer right now. Please try again shortly.</p>
+    } elseif (resp.status == 405) {
+        set resp.http.Allow = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+        set resp.body = {"{{ page(403) }}
 "};
+    } else {
+        set resp.http.Retry-After = "5";
+        set resp.body = {"{{ page(503) }}
+"};
+    }
     return (deliver);
 }
