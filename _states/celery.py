@@ -45,8 +45,8 @@ def running(name):
     outdated = [u for u in wanted if u not in missing and _outdated(name, u, status[u]["since"])]
     if not missing and not outdated:
         return ret
-    ret["changes"] = {unit: "started" for unit in missing}
-    ret["changes"].update({unit: "started again" for unit in outdated})
+    ret["changes"] = dict.fromkeys(missing, "started")
+    ret["changes"].update(dict.fromkeys(outdated, "started again"))
     if __opts__["test"]:
         ret.update(result=None, comment="Workers would be started.")
         return ret

@@ -115,7 +115,7 @@ def wait(connection):
     """Let LOOK seconds pass on a connection, with its heartbeats."""
     try:
         connection.drain_events(timeout=LOOK)
-    except socket.timeout:
+    except TimeoutError:
         pass
     connection.heartbeat_check()
 
@@ -165,7 +165,8 @@ def inspect(app, *queues):
         for name in queues:
             found["queues"][name] = waiting(connection, name)
     replies = app.control.inspect(timeout=1)
-    active, reserved, stats = replies.active() or {}, replies.reserved() or {}, replies.stats() or {}
+    active, reserved = replies.active() or {}, replies.reserved() or {}
+    stats = replies.stats() or {}
     for node in sorted(stats):
         found["workers"][node] = {
             "processes": stats[node]["pool"]["max-concurrency"],
