@@ -58,12 +58,15 @@ def _units(name):
             f"sites.{name}: queues and beat need celery_app, the module of the application."
         )
     settings = __salt__["settings.get"]("celery")
+    sharing = [queue for queue, processes in site["queues"].items() if not processes]
     made = []
     for queue, processes in sorted(site["queues"].items()):
-        why = "set in sites.yaml" if processes else settings["why"].get("concurrency", "set")
-        made.append(
-            _unit(name, "queue", queue, processes=processes or settings["concurrency"], why=why)
-        )
+        why = "set in sites.yaml"
+        if not processes:
+            processes = max(1, settings["concurrency"] // len(sharing))
+            why = f"{settings['concurrency']} shared by {len(sharing)} queues: "
+            why += settings["why"].get("concurrency", "set in pillar")
+        made.append(_unit(name, "queue", queue, processes=processes, why=why))
     if site["beat"]:
         made.append(_unit(name, "beat", "beat"))
     for daemon, command in sorted(site["daemons"].items()):
