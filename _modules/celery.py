@@ -1,0 +1,444 @@
+"""
+The background work of the sites on a worker host: its units, and what an operator does to them.
+
+Each queue of a site has a worker of its own, a systemd unit whose instance is the release that it
+runs: ``celery-<site>-<queue>@<release>``. A new release's workers start beside those of the old
+one, which take no new tasks and end when they have finished what they have.
+"""
+
+import json
+import os
+import pathlib
+import re
+import time
+
+from salt.exceptions import CommandExecutionError
+
+_SCRIPT = "/usr/local/lib/saltern/celery_service.py"
+_UNITS = pathlib.Path("/etc/systemd/system")
+# There while this host was drained and not resumed.
+_DRAINED = pathlib.Path("/var/lib/saltern/celery.drained")
+_LIVE = ("active", "activating", "reloading")
+
+
+def units(site=None):
+    """
+    The units that this host should have, for the release that is live.
+
+    site
+        Only the units of this site.
+
+    Returns a list of dictionaries: ``name`` (without the release), ``site``, ``kind`` (``queue``,
+    ``beat`` or ``daemon``), ``of`` (the queue or daemon, or the site), and ``processes`` and
+    ``why`` or ``command``. Raises ``CommandExecutionError`` if the pillar's names clash or a site
+    has queues but no application.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'worker*' celery.units
+    """
+    if "worker" not in __salt__["inventory.roles"]():
+        return []
+    found = [unit for name in __salt__["sites.list"]() for unit in _units(name)]
+    names = [unit["name"] for unit in found]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise CommandExecutionError(
+            f"Two queues or daemons would be called {twice[0]}: rename one in sites.yaml."
+        )
+    return [unit for unit in found if site in (None, unit["site"])]
+
+
+def _units(name):
+    site = __salt__["sites.get"](name)
+    if (site["queues"] or site["beat"]) and not site["celery_app"]:
+        raise CommandExecutionError(
+            f"sites.{name}: queues and beat need celery_app, the module of the application."
+        )
+    settings = __salt__["settings.get"]("celery")
+    sharing = [queue for queue, processes in site["queues"].items() if not processes]
+    made = []
+    for queue, processes in sorted(site["queues"].items()):
+        why = "set in sites.yaml"
+        if not processes:
+            processes = max(1, settings["concurrency"] // len(sharing))
+            why = f"{settings['concurrency']} shared by {len(sharing)} queues: "
+            why += settings["why"].get("concurrency", "set in pillar")
+        made.append(_unit(name, "queue", queue, processes=processes, why=why))
+    if site["beat"]:
+        made.append(_unit(name, "beat", "beat"))
+    for daemon, command in sorted(site["daemons"].items()):
+        made.append(_unit(name, "daemon", daemon, command=command))
+    return made
+
+
+def _unit(site, kind, of, **more):
+    for word in (site, of):
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", word):
+            raise CommandExecutionError(
+                f"sites.{site}: {word!r} can't name a queue or daemon. "
+                "Allowed: letters, digits, '_', '.', '-'."
+            )
+    prefix = "daemon" if kind == "daemon" else "celery"
+    return {"name": f"{prefix}-{site}-{of}", "site": site, "kind": kind, "of": of, **more}
+
+
+def folder(site, release):
+    """
+    The folder that a release's programs run in.
+
+    site
+        The site's name.
+    release
+        The release's name.
+
+    Returns an absolute path.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'worker1' celery.folder newsroom 20300101T120000-0123abc
+    """
+    where = pathlib.PurePosixPath(__salt__["sites.paths"](site)["releases"], release)
+    return str(where / __salt__["sites.get"](site)["subdirectory"])
+
+
+def python(site, release):
+    """
+    The Python of a release's virtualenv.
+
+    site
+        The site's name.
+    release
+        The release's name.
+
+    Returns an absolute path.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'worker1' celery.python newsroom 20300101T120000-0123abc
+    """
+    releases = __salt__["sites.paths"](site)["releases"]
+    return str(pathlib.PurePosixPath(releases, release, ".venv/bin/python"))
+
+
+def live(site):
+    """
+    The release of a site that is live on this host.
+
+    site
+        The site's name.
+
+    Returns the release's name, or None if nothing was shipped yet.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'worker*' celery.live newsroom
+    """
+    current = __salt__["sites.paths"](site)["current"]
+    return os.path.basename(os.readlink(current)) if os.path.islink(current) else None
+
+
+def status(site):
+    """
+    The instances of a site's units that are there, old releases' included.
+
+    site
+        The site's name.
+
+    Returns a dictionary from the full unit name to ``state`` (systemd's), ``release``, ``since``
+    (in seconds since 1970, 0 if it doesn't run) and ``enabled``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'worker*' celery.status newsroom
+    """
+    patterns = [f"{unit['name']}@*.service" for unit in units(site)]
+    if not patterns:
+        return {}
+    listed = _systemctl("list-units", "--all", "--plain", "--no-legend", *patterns)["stdout"]
+    found = {line.split()[0] for line in listed.splitlines() if line.strip()}
+    found |= _enabled(patterns)
+    return {name: _instance(name) for name in sorted(found)}
+
+
+def _enabled(patterns):
+    wants = _UNITS / "multi-user.target.wants"
+    return {link.name for pattern in patterns for link in wants.glob(pattern)}
+
+
+def _instance(name):
+    wanted = "ActiveState,ActiveEnterTimestampMonotonic,UnitFileState"
+    shown = _systemctl("show", name, f"--property={wanted}")["stdout"]
+    told = dict(line.split("=", 1) for line in shown.splitlines())
+    entered = int(told["ActiveEnterTimestampMonotonic"] or 0)
+    booted = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
+    return {
+        "state": told["ActiveState"],
+        "release": name.partition("@")[2].removesuffix(".service"),
+        "since": booted + entered / 1e6 if told["ActiveState"] in _LIVE and entered else 0,
+        "enabled": (_UNITS / "multi-user.target.wants" / name).is_symlink(),
+    }
+
+
+def shipped(site, release):
+    """
+    Let a release do the background work, from now on.
+
+    Its workers start beside those of the release before and must be ready to take tasks; then the
+    old ones are told to take no more, and finish in the background what they have. If one of the
+    new ones doesn't come up, all of them are stopped and the old ones go on.
+
+    site
+        The site's name.
+    release
+        The release's name.
+
+    Returns a dictionary: ``seconds``, ``started`` and ``draining`` (unit names), ``failures``
+    (empty if all is well: a dictionary from unit name to the end of its log) and ``drained``, true
+    where this host was drained, so that nothing was started.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'worker*' celery.shipped newsroom 20300101T120000-0123abc
+    """
+    began = time.monotonic()
+    result = {"started": [], "draining": [], "failures": {}, "drained": _DRAINED.exists()}
+    if not result["drained"]:
+        _change_over(site, release, result)
+    result["seconds"] = round(time.monotonic() - began, 2)
+    return result
+
+
+def _change_over(site, release, result):
+    before = status(site)
+    wanted = units(site)
+    queues = [_named(unit, release) for unit in wanted if unit["kind"] == "queue"]
+    others = [_named(unit, release) for unit in wanted if unit["kind"] != "queue"]
+    old = [name for name in before if name not in queues + others]
+    idle = [name for name in queues if before.get(name, {}).get("state") != "active"]
+    _start(idle, result)
+    if result["failures"]:
+        return
+    # Of beat and daemons there is never more than one on a host: first the old one ends.
+    ending = [name for name in old if before[name]["state"] in _LIVE]
+    single = [n for n in ending if not any(n.startswith(q.partition("@")[0] + "@") for q in queues)]
+    if single:
+        _systemctl("stop", *single)
+    idle = [name for name in others if before.get(name, {}).get("state") != "active"]
+    _start(idle, result)
+    if result["failures"]:
+        _systemctl("start", "--no-block", *single) if single else None
+        return
+    if old:
+        _systemctl("disable", *old)
+    if queues + others:
+        _systemctl("enable", *queues, *others)
+    draining = [name for name in ending if name not in single]
+    if draining:
+        _systemctl("stop", "--no-block", *draining)
+    result["draining"] = draining
+
+
+def _start(names, result):
+    """Start units at the same time; where one fails, stop those that were started here."""
+    if not names:
+        return
+    _systemctl("start", *names)
+    failed = [name for name in names if _instance(name)["state"] != "active"]
+    if not failed:
+        result["started"] += names
+        return
+    for name in failed:
+        log = __salt__["cmd.run_stdout"](
+            ["journalctl", "-u", name, "-n", "20", "-o", "cat", "--no-pager"], python_shell=False
+        )
+        result["failures"][name] = log
+    _systemctl("stop", *names, *result["started"])
+    result["started"] = []
+
+
+def drain(site=None):
+    """
+    Let the workers of this host take no more tasks and wait until they have finished theirs.
+
+    The host stays drained, whatever is shipped or applied, until :func:`resume`.
+
+    site
+        Only the workers of this site. Then the host isn't marked: the next release or
+        ``state.apply`` starts them again.
+
+    Returns a dictionary: ``stopped`` (unit names) and ``seconds``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt --timeout 900 'worker2' celery.drain
+    """
+    began = time.monotonic()
+    if site is None:
+        _DRAINED.parent.mkdir(parents=True, exist_ok=True)
+        _DRAINED.touch()
+    sites = [site] if site else __salt__["sites.list"]()
+    running = [
+        name for one in sites for name, told in status(one).items() if told["state"] in _LIVE
+    ]
+    if running:
+        _systemctl("stop", *running)
+    return {"stopped": running, "seconds": round(time.monotonic() - began, 2)}
+
+
+def resume():
+    """
+    Put a drained host to work again, with the release that is live.
+
+    Returns a dictionary from site to what :func:`shipped` returns. Raises
+    ``CommandExecutionError`` if a worker doesn't come up.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'worker2' celery.resume
+    """
+    _DRAINED.unlink(missing_ok=True)
+    found = {
+        site: shipped(site, live(site))
+        for site in __salt__["sites.list"]()
+        if units(site) and live(site)
+    }
+    failures = {name: log for one in found.values() for name, log in one["failures"].items()}
+    if failures:
+        name, log = next(iter(failures.items()))
+        raise CommandExecutionError(f"{name} doesn't come up:\n{log}")
+    return found
+
+
+def drained():
+    """
+    Whether this host was drained and not resumed.
+
+    Returns true or false.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'worker*' celery.drained
+    """
+    return _DRAINED.exists()
+
+
+def inspect(site):
+    """
+    The queues of a site and the workers of the whole farm, as they are now.
+
+    site
+        The site's name.
+
+    Returns a dictionary: ``queues``, by name how many tasks wait; ``workers``, by node its
+    ``processes``, the names of the tasks ``running``, how many were ``fetched`` and not begun,
+    and how many it has ``done``; ``failed``, by task how many failed on this host within the last
+    hour. Raises ``CommandExecutionError`` if nothing was shipped here or the broker doesn't
+    answer.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'worker1' celery.inspect newsroom
+    """
+    known = __salt__["sites.get"](site)
+    found = json.loads(_script(site, "inspect", known["celery_app"], *sorted(known["queues"])))
+    found["failed"] = _failed(site)
+    return found
+
+
+def _failed(site):
+    """Tasks that failed within the last hour, by name, from the journal."""
+    chosen = [word for unit in units(site) for word in ("-u", f"{unit['name']}@*")]
+    if not chosen:
+        return {}
+    log = __salt__["cmd.run_all"](
+        ["journalctl", *chosen, "--since=-1h", "-o", "cat", "--no-pager"],
+        python_shell=False,
+        ignore_retcode=True,
+    )["stdout"]
+    names = re.findall(r"Task (\S+?)\[[0-9a-f-]+\] raised unexpected", log)
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+def scale(site, queue, processes):
+    """
+    Give the worker of a queue on this host more or fewer processes, until it is started again.
+
+    For good it is changed in sites.yaml.
+
+    site
+        The site's name.
+    queue
+        The queue's name.
+    processes
+        How many, at least 1.
+
+    Returns a dictionary: ``old`` and ``new``. Raises ``CommandExecutionError`` if there is no such
+    queue or its worker doesn't answer.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'worker1' celery.scale newsroom high 8
+    """
+    known = __salt__["sites.get"](site)
+    if queue not in known["queues"]:
+        raise CommandExecutionError(
+            f"{site} has no queue {queue!r}. Its queues: {', '.join(known['queues']) or 'none'}."
+        )
+    if not isinstance(processes, int) or processes < 1:
+        raise CommandExecutionError(f"{processes!r} processes: give a whole number, at least 1.")
+    node = f"{queue}.{live(site)}@{__grains__['host']}"
+    return json.loads(_script(site, "scale", known["celery_app"], node, str(processes)))
+
+
+def _script(site, *arguments):
+    """Run the service script with the live release's Python, as the site's user."""
+    release = live(site)
+    if not release:
+        raise CommandExecutionError(f"Nothing of {site} was shipped to {__opts__['id']} yet.")
+    env_file = __salt__["sites.paths"](site)["env_file"]
+    result = __salt__["cmd.run_all"](
+        [python(site, release), _SCRIPT, env_file, *arguments],
+        cwd=folder(site, release),
+        runas=__salt__["sites.user"](site),
+        python_shell=False,
+        ignore_retcode=True,
+        timeout=30,
+    )
+    if result["retcode"]:
+        raise CommandExecutionError(
+            f"The broker or the workers of {site} don't answer: {result['stderr'][-500:]}"
+        )
+    return result["stdout"].splitlines()[-1]
+
+
+def _named(unit, release):
+    return f"{unit['name']}@{release}.service"
+
+
+def _systemctl(*arguments):
+    return __salt__["cmd.run_all"](
+        ["systemctl", *arguments], python_shell=False, ignore_retcode=True
+    )

@@ -1,0 +1,68 @@
+"""
+The background work of a site runs, and with what its units and environment say now.
+"""
+
+import os
+
+_UNITS = "/etc/systemd/system"
+
+
+def running(name):
+    """
+    The workers, beat and daemons of a site run the release that is live on this host.
+
+    Those whose unit or environment changed since they were started finish their tasks and are
+    started again, in the background. Where nothing was shipped yet, or the host was drained,
+    nothing is done.
+
+    name
+        The site's name.
+
+    .. code-block:: yaml
+
+        celery/newsroom/running:
+          celery.running:
+            - name: newsroom
+    """
+    ret = {"name": name, "result": True, "changes": {}, "comment": "All of its workers run."}
+    units = __salt__["celery.units"](name)
+    if not units:
+        ret["comment"] = f"{name} has no background work here."
+        return ret
+    release = __salt__["celery.live"](name)
+    if not release:
+        ret["comment"] = f"Nothing of {name} was shipped here yet."
+        return ret
+    if __salt__["celery.drained"]():
+        ret.setdefault("warnings", []).append(
+            f"This host was drained. When it shall work again: salt {__opts__['id']} celery.resume"
+        )
+        return ret
+
+    status = __salt__["celery.status"](name)
+    wanted = [f"{unit['name']}@{release}.service" for unit in units]
+    missing = [u for u in wanted if status.get(u, {}).get("state") != "active"]
+    outdated = [u for u in wanted if u not in missing and _outdated(name, u, status[u]["since"])]
+    if not missing and not outdated:
+        return ret
+    ret["changes"] = dict.fromkeys(missing, "started")
+    ret["changes"].update(dict.fromkeys(outdated, "started again"))
+    if __opts__["test"]:
+        ret.update(result=None, comment="Workers would be started.")
+        return ret
+
+    if outdated:
+        __salt__["cmd.run"](["systemctl", "restart", "--no-block", *outdated], python_shell=False)
+    failures = __salt__["celery.shipped"](name, release)["failures"] if missing else {}
+    ret["comment"] = "Workers were started."
+    if failures:
+        unit, log = next(iter(failures.items()))
+        ret.update(result=False, changes={}, comment=f"{unit} doesn't come up:\n{log}")
+    return ret
+
+
+def _outdated(site, unit, since):
+    """Whether the unit's file or the site's environment is newer than its start."""
+    template = f"{_UNITS}/{unit.partition('@')[0]}@.service"
+    files = [template, __salt__["sites.paths"](site)["env_file"]]
+    return any(os.path.exists(path) and os.path.getmtime(path) > since for path in files)
