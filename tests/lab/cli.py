@@ -5,7 +5,7 @@ import os
 import pathlib
 import sys
 
-from tests.lab import cgroups, farm, network, output
+from tests.lab import cgroups, farm, machine, network, output, testing
 from tests.lab.commands import LabError, UsageError
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
@@ -20,15 +20,14 @@ def main(words=None):
     options = parser().parse_args(words)
     options.words = passed
     try:
-        if os.geteuid() != 0:
-            raise UsageError("The lab needs root: run it with sudo.")
+        machine.check_root()
         return options.act(farm.Lab(options.name, CHECKOUT), options) or 0
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         output.log(f"lab: {error}")
         return error.code
     except KeyboardInterrupt:
-        print("lab: interrupted; ./lab up goes on from here, ./lab down takes all away", file=sys.stderr)
+        print("lab: interrupted; ./lab up goes on, ./lab down takes all away", file=sys.stderr)
         return 130
 
 
@@ -53,7 +52,7 @@ def parser():
     top = argparse.ArgumentParser(prog="lab", description="A farm of real hosts on this machine.")
     top.add_argument(
         "--name",
-        default=os.environ.get("SALTERN_LAB", "farm"),
+        default=os.environ.get("SALTERN_LAB", farm.DEFAULT_NAME),
         help="which lab, where there are several (default: %(default)s; also $SALTERN_LAB)",
     )
     commands = top.add_subparsers(metavar="COMMAND", required=True)
@@ -69,7 +68,8 @@ def parser():
     added.add_argument("--no-apply", action="store_true", help="stop when the minions answer")
     command("status", status, "What is up, and how much memory it uses.")
     command("salt", salt, "The real salt on the master: ./lab salt '*' test.ping", "ARGS…")
-    added = command("run", run, "Run a command in a host; its exit status is this one's.", "HOST COMMAND…")
+    text = "Run a command in a host; its exit status is this one's."
+    added = command("run", run, text, "HOST COMMAND…")
     added.add_argument("host", metavar="HOST")
     added = command("shell", shell, "A login shell in a host.")
     added.add_argument("host", metavar="HOST")
@@ -83,6 +83,12 @@ def parser():
         added = command(name, cable, text)
         added.set_defaults(plugged=name == "mend")
         added.add_argument("host", metavar="HOST")
+    command(
+        "test",
+        test,
+        "Run the tests: all of them, or those of the kinds named.",
+        f"[{'|'.join(testing.KINDS)} …] [PYTEST ARGUMENTS]",
+    )
     added = command("down", down, "Leave nothing of the lab but its caches.")
     added.add_argument("--image", action="store_true", help="remove the images, too")
     added.add_argument("--cache", action="store_true", help="remove images, packages, virtualenvs")
@@ -92,6 +98,11 @@ def parser():
 def up(lab, options):
     lab.up(options.hosts, apply=not options.no_apply)
     status(lab, options)
+    balancers = [host.name for host in lab.running() if "loadbalancer" in host.roles]
+    if balancers and not options.no_apply:
+        own = "./lab" if lab.name == farm.DEFAULT_NAME else f"./lab --name {lab.name}"
+        for address in [*lab.domains(), balancers[0]]:
+            output.say(f"{own} curl -sI http://{address}/")
 
 
 def status(lab, options):
@@ -107,7 +118,9 @@ def status(lab, options):
             state = "up" if network.connected(lab.name, host.name) else "cut off"
             used = cgroups.usage(lab.name, host.name)
             memory = f"{used[0] // MIB:5d} / {used[1] // MIB} MiB" if used else ""
-        output.say(f"{host.name:10} {state:8} {host.address:14} {memory:18} {', '.join(host.roles)}")
+        releases = "  ".join(f"{site} {release}" for site, release in host.releases().items())
+        line = f"{host.name:10} {state:8} {host.address:14} {memory:18} "
+        output.say(f"{line}{', '.join(host.roles):20} {releases}".rstrip())
 
 
 def salt(lab, options):
@@ -129,8 +142,8 @@ def shell(lab, options):
 def curl(lab, options):
     lab.need_running()
     command = network.on_hub(lab.name, ["curl", *options.words])
-    clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    os.execvpe(command[0], command, clean)
+    direct = {n: value for n, value in os.environ.items() if not n.lower().endswith("_proxy")}
+    os.execvpe(command[0], command, direct)
 
 
 def kill(lab, options):
@@ -151,5 +164,11 @@ def cable(lab, options):
     network.connect(lab.name, host.name, options.plugged)
 
 
+def test(lab, options):
+    return testing.run_tests(lab, options.words)
+
+
 def down(lab, options):
     lab.down()
+    if options.image or options.cache:
+        farm.forget(["images"] if not options.cache else ["images", "packages", "virtualenvs"])

@@ -16,13 +16,14 @@ import time
 
 from tests.lab import cgroups, image, machine, network, output, package_cache, salt
 from tests.lab.commands import LabError, UsageError, run
-from tests.lab.host import Host
+from tests.lab.host import Host, supervisors
 
 STATE = pathlib.Path("/var/lib/saltern-lab")
 CACHE = pathlib.Path("/var/cache/saltern-lab")
 INVENTORY = "pillar/environments/lab/hosts.yaml"
 SITES = "pillar/environments/lab/sites.yaml"
 LONGEST_LAB_NAME = 20
+DEFAULT_NAME = "farm"
 
 
 class Lab:
@@ -68,9 +69,16 @@ class Lab:
         raise UsageError(f"{INVENTORY} lists no host {name!r}: {hint}")
 
     def remembered(self):
-        """What an earlier ``up`` wrote down: ``checkout`` and ``image``; empty if there was none."""
+        """What an earlier ``up`` wrote down (checkout, image, converged hosts); else empty."""
         note = self.folder / "lab.json"
         return json.loads(note.read_text()) if note.exists() else {}
+
+    def remember(self, **facts):
+        """Write down what later commands ask :meth:`remembered` for."""
+        note = self.folder / "lab.json"
+        fresh = note.with_suffix(".new")
+        fresh.write_text(json.dumps(self.remembered() | facts) + "\n")
+        fresh.replace(note)
 
     def running(self):
         """The hosts that are on."""
@@ -105,18 +113,11 @@ class Lab:
         apply
             Whether to go on, once the hosts answer, with states and releases.
         """
-        machine.check(STATE)
-        lacking = machine.missing(machine.LAB_PACKAGES)
-        if lacking:
-            output.open_log(self.log)
-            with output.step(f"installing {', '.join(lacking)}"):
-                machine.install(lacking)
+        self.prepare()
         wanted = [self.host(name) for name in names] or list(self.hosts.values())
         if self.hosts["master"] not in wanted:
             wanted.insert(0, self.hosts["master"])
-        self._refuse_another_checkout()
         with self.alone():
-            output.open_log(self.log)
             self._use_image()
             self._clean_leftovers()
             machine.prepare_kernel(STATE)
@@ -127,29 +128,36 @@ class Lab:
                 salt.publish_example(self)
                 salt.converge(self)
                 salt.ship(self)
-        return wanted
+                self.remember(converged=[host.name for host in self.running()])
 
-    def _refuse_another_checkout(self):
+    def prepare(self):
+        """Refuse what can't work before anything is begun; install what is missing."""
+        machine.check(STATE)
         before = self.remembered().get("checkout")
-        if before and before != str(self.checkout) and self.running():
+        if before and before != str(self.checkout):
             raise UsageError(
-                f"The lab {self.name!r} belongs to the checkout {before}: use it from there, "
-                f"or give this one another name with --name."
+                f"The lab {self.name!r} belongs to the checkout {before}: use it from there, take "
+                f"it down with ./lab --name {self.name} down, or choose another --name."
             )
+        output.open_log(self.log)
+        machine.provide("lab")
+
+    def converged(self):
+        """Whether the whole farm is on and an ``up`` has brought it to its end."""
+        done = self.remembered().get("converged", [])
+        return all(host.running() and host.name in done for host in self.hosts.values())
 
     def _use_image(self):
         """Stand on the checkout's image; running hosts keep theirs, and so does their lab."""
         if self.running() and self.remembered():
             return
         chosen = image.ensure(self.checkout, CACHE / "images")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        note = {"checkout": str(self.checkout), "image": chosen.name}
-        (self.folder / "lab.json").write_text(json.dumps(note) + "\n")
+        self.remember(checkout=str(self.checkout), image=chosen.name, converged=[])
         self.__dict__.pop("image", None)
         image.prune(CACHE / "images", used_images())
 
     def _clean_leftovers(self):
-        """Take away what a crash left of this lab: hosts that aren't running keep their disks only."""
+        """Take away what a crash left: of a host that isn't running, all but its disk."""
         for host in self.hosts.values():
             if host.running():
                 continue
@@ -257,18 +265,19 @@ class Lab:
 
     def _end_processes(self):
         """End what runs in the lab's namespaces, and the supervisors of its hosts."""
-        mine = {pid for name in network.namespaces(self.name) for pid in network.processes(name)}
-        mine |= set(supervisors(self.name))
         deadline = time.monotonic() + 10
-        while mine:
+        while mine := self._processes():
             for pid in mine:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             if time.monotonic() > deadline:
                 raise LabError(f"Some processes of the lab can't be ended: {sorted(mine)}.")
             time.sleep(0.05)
-            mine = {pid for name in network.namespaces(self.name) for pid in network.processes(name)}
-            mine |= set(supervisors(self.name))
+
+    def _processes(self):
+        """The ids of the lab's processes: in its namespaces, and the supervisors of its hosts."""
+        within = {pid for n in network.namespaces(self.name) for pid in network.processes(n)}
+        return within | set(supervisors(f"--directory={self.folder}/"))
 
     def _end_hub_processes(self):
         for pid in network.processes(network.hub(self.name)):
@@ -288,21 +297,6 @@ class Lab:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def supervisors(lab):
-    """The process ids of a lab's systemd-nspawn processes."""
-    found = []
-    for path in pathlib.Path("/proc").iterdir():
-        if not path.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            words = (path / "cmdline").read_bytes().split(b"\0")
-            if words[0].endswith(b"systemd-nspawn") and any(
-                word.startswith(f"--directory={STATE / lab}/".encode()) for word in words
-            ):
-                found.append(int(path.name))
-    return found
-
-
 def others(name):
     """The names of the other labs on this machine that have a network."""
     folder = network.NAMESPACES
@@ -314,3 +308,13 @@ def others(name):
 def used_images():
     """The names of the images that labs on this machine stand on."""
     return {json.loads(note.read_text())["image"] for note in STATE.glob("*/lab.json")}
+
+
+def forget(kinds):
+    """Remove caches by the names of their folders, but for images that labs stand on."""
+    for kind in kinds:
+        folder = CACHE / kind
+        if kind == "images":
+            image.prune(folder, used_images(), spare=0)
+        elif folder.exists():
+            shutil.rmtree(folder)

@@ -1,5 +1,6 @@
 """One host of a lab: its disk (an overlay on the image), its life, the way into it."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -31,6 +32,17 @@ def memory_bytes(text):
     if not match:
         raise UsageError(f"{text!r} isn't a memory size: write it as 768M or 2G.")
     return int(match[1]) * {"M": 2**20, "G": 2**30}[match[2]]
+
+
+def supervisors(beginning):
+    """The process ids of the systemd-nspawn that were given an argument with this beginning."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            program, *words = (path / "cmdline").read_text().split("\0")
+            if program.endswith("systemd-nspawn") and any(w.startswith(beginning) for w in words):
+                found.append(int(path.name))
+    return found
 
 
 class Host:
@@ -65,7 +77,8 @@ class Host:
             self.remove_disk()
         for part in ("upper", "work", "root"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
-        layers = f"lowerdir={self.lab.image},upperdir={self.folder}/upper,workdir={self.folder}/work"
+        layers = f"lowerdir={self.lab.image},upperdir={self.folder / 'upper'}"
+        layers += f",workdir={self.folder / 'work'}"
         run("mount", "-t", "overlay", "overlay", "-o", layers, self.root)
         if fresh:
             self._set_up()
@@ -85,6 +98,11 @@ class Host:
         target.unlink(missing_ok=True)
         target.write_text(text)
         target.chmod(mode)
+
+    def releases(self):
+        """The live release of each site on the disk: a dict by site."""
+        links = self.root.glob("srv/sites/*/current")
+        return {link.parent.name: os.path.basename(os.readlink(link)) for link in links}
 
     def _set_up(self):
         """What tells this host from the others, before its first boot."""
@@ -106,16 +124,8 @@ class Host:
 
     def supervisor(self):
         """The process id of the host's systemd-nspawn, or None."""
-        for path in pathlib.Path("/proc").iterdir():
-            if not path.name.isdigit():
-                continue
-            try:
-                words = (path / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if words[0].endswith(b"systemd-nspawn") and f"--machine={self.machine}".encode() in words:
-                return int(path.name)
-        return None
+        found = supervisors(f"--machine={self.machine}")
+        return found[0] if found else None
 
     def init(self):
         """The process id, on the machine, of the host's init; None if it isn't running."""
@@ -208,7 +218,7 @@ class Host:
     # The way into it
 
     def inside(self, command):
-        """A command on the machine that runs a command in the host, as root in a clean environment."""
+        """What runs a command in the host, as root in a clean environment: a list of words."""
         init = self.init()
         if not init:
             raise UsageError(f"{self.name} isn't running: ./lab start {self.name} turns it on.")
@@ -237,7 +247,7 @@ class Host:
         return done
 
     def become(self, command):
-        """Replace this process by a command in the host: input, output and exit status are its own."""
+        """Replace this process by a command in the host, with its input, output, exit status."""
         inside = self.inside(command)
         cgroups.join(self.lab.name, self.name)
         os.execvp(inside[0], inside)

@@ -8,39 +8,42 @@ import re
 import shutil
 import tempfile
 
+from tests.lab import output
 from tests.lab.commands import LabError, UsageError, run, stream
 
-# What the lab itself runs on the machine.
-LAB_PACKAGES = [
-    "curl",
-    "debian-archive-keyring",
-    "debootstrap",
-    "iproute2",
-    "nftables",
-    "procps",
-    "python3-yaml",
-    "systemd-container",
-]
-# What the tests run besides: a virtualenv that builds wheels, and the daemons whose own check
-# decides whether a rendered configuration is right.
-TEST_PACKAGES = [
-    "gcc",
-    "git",
-    "haproxy",
-    "libc6-dev",
-    "memcached",
-    "nginx-light",
-    "openssh-server",
-    "postgresql",
-    "python3-dev",
-    "python3-venv",
-    "redis-server",
-    "sudo",
-    "uwsgi-core",
-    "uwsgi-plugin-python3",
-    "varnish",
-]
+# Debian packages on the machine, by what needs them.
+PACKAGES = {
+    "lab": [
+        "curl",
+        "debian-archive-keyring",
+        "debootstrap",
+        "iproute2",
+        "nftables",
+        "procps",
+        "python3-yaml",
+        "systemd-container",
+    ],
+    # The tests' virtualenv; the compiler is for timelib, which has no wheel.
+    "virtualenv": ["gcc", "libc6-dev", "python3-dev", "python3-venv"],
+    "unit": ["git"],
+    # The daemons whose own check decides whether a rendered configuration is right.
+    "render": [
+        "haproxy",
+        "nftables",
+        "nginx-light",
+        "openssh-server",
+        "postgresql",
+        "sudo",
+        "uwsgi-core",
+        "uwsgi-plugin-python3",
+        "varnish",
+    ],
+    "functional": ["git", "uwsgi-core", "uwsgi-plugin-python3"],
+    "farm": [],
+}
 FREE_DISK_GIB = 6
+# How long another apt on the machine is waited for. [s]
+APT_PATIENCE = 300
 PYTHON = "/usr/bin/python3"
 
 KERNEL = pathlib.Path("/proc/sys")
@@ -61,8 +64,7 @@ def check(folder):
     folder
         Where the lab keeps its hosts.
     """
-    if os.geteuid() != 0:
-        raise UsageError("The lab needs root: run it with sudo.")
+    check_root()
     system = os_release()
     if not {"debian", "ubuntu"} & {system.get("ID"), *system.get("ID_LIKE", "").split()}:
         raise UsageError(
@@ -79,27 +81,52 @@ def check(folder):
     _check_overlay(folder)
 
 
+def check_root():
+    """Refuse to go on without root."""
+    if os.geteuid() != 0:
+        raise UsageError("The lab needs root: run it with sudo.")
+
+
 def os_release():
     """The machine's /etc/os-release as a dict."""
     text = pathlib.Path("/etc/os-release").read_text()
     return {key: value.strip("\"'") for key, value in re.findall(r"^(\w+)=(.*)$", text, re.M)}
 
 
-def missing(packages):
-    """Which of these packages aren't installed."""
-    shown = run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *packages, check=False)
-    installed = {line.split()[0] for line in shown.stdout.splitlines() if line.endswith(" installed")}
+def python_version():
+    """The version of the system's Python, as (major, minor)."""
+    code = "import sys; print(list(sys.version_info[:2]))"
+    return tuple(json.loads(run(PYTHON, "-c", code).stdout))
+
+
+def provide(*purposes):
+    """Name and install the packages of these purposes that aren't on the machine yet."""
+    wanted = dict.fromkeys(name for purpose in purposes for name in PACKAGES[purpose])
+    lacking = _missing(list(wanted))
+    if lacking:
+        with output.step(f"installing {', '.join(lacking)}"):
+            _install(lacking)
+
+
+def _missing(packages):
+    if not packages:
+        return []
+    form = "${Package} ${db:Status-Status}\n"
+    shown = run("dpkg-query", "-W", "-f", form, *packages, check=False).stdout.splitlines()
+    installed = {line.split()[0] for line in shown if line.endswith(" installed")}
     return [package for package in packages if package not in installed]
 
 
-def install(packages):
+def _install(packages):
     """Install packages whose daemons start on this machine neither now nor at its next boot."""
     env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
     before = _enabled_units()
     with _no_daemon_starts():
-        if run("apt-get", "install", "-s", *packages, check=False).returncode:
-            stream("apt-get", "update", env=env)
-        stream("apt-get", "install", "-y", "--no-install-recommends", *packages, env=env)
+        stream("apt-get", "update", env=env)
+        stream(
+            "apt-get", "install", "-y", "--no-install-recommends",
+            "-o", f"DPkg::Lock::Timeout={APT_PATIENCE}", *packages, env=env,
+        )  # fmt: skip
     brought = _enabled_units() - before
     if brought:
         run("systemctl", "--root=/", "disable", *sorted(brought))

@@ -24,19 +24,17 @@ Restart=on-failure
 [Install]
 WantedBy=multi-user.target
 """
-# Where the checkout has no etc/salt yet.
-MASTER = f"""\
-file_roots: {{base: [{CHECKOUT}/salt]}}
-pillar_roots: {{base: [{CHECKOUT}/pillar]}}
-"""
+# Salt reads master.d and minion.d only where these files exist.
+EMPTY = "# What this host is told is in the folder beside this file.\n"
 # A commit only where something changed; the index stays in the bare repository.
 PUBLISH = f"""
 set -e
 export GIT_DIR={REPOSITORY} GIT_WORK_TREE={CHECKOUT}/{EXAMPLE}
 [ -d "$GIT_DIR" ] || git init --quiet --bare --initial-branch=main "$GIT_DIR"
-git -c core.bare=false -c core.excludesFile={CHECKOUT}/.gitignore add --all "$GIT_WORK_TREE"
+git() {{ command git -c core.bare=false -c user.name=lab -c user.email=lab@localhost "$@"; }}
+git -c core.excludesFile={CHECKOUT}/.gitignore add --all "$GIT_WORK_TREE"
 git rev-parse --quiet --verify HEAD >/dev/null && git diff --cached --quiet ||
-  git -c core.bare=false -c user.name=lab -c user.email=lab@localhost commit --quiet -m "Newsroom as in the checkout"
+  git commit --quiet -m "The site as it is in the checkout"
 git log -1 --format=%h
 """
 
@@ -44,10 +42,10 @@ git log -1 --format=%h
 def set_up_minion(lab, host):
     """Write a minion's configuration and keys on a fresh disk; tell the master its key."""
     private, public = lab.keys(host.name)
-    own = lab.checkout / "etc/salt/minion"
+    own = (lab.checkout / "etc/salt/minion").read_text()
     host.write("etc/salt/minion_id", host.name)
-    if own.exists():
-        host.write("etc/salt/minion", own.read_text())
+    host.write("etc/salt/minion", EMPTY)
+    host.write("etc/salt/minion.d/saltern.conf", own)
     host.write("etc/salt/minion.d/lab.conf", f"master: {lab.hosts['master'].address}\n")
     host.write("etc/salt/pki/minion/minion.pem", private, 0o400)
     host.write("etc/salt/pki/minion/minion.pub", public)
@@ -62,19 +60,16 @@ def set_up_minion(lab, host):
 def set_up_master(lab, host):
     """Write the master's configuration and keys on a fresh disk, and all that it knows."""
     private, public = lab.keys("salt-master")
-    if (lab.checkout / "etc/salt/master").exists():
-        link = host.root / "etc/salt/master"
-        link.unlink(missing_ok=True)
-        link.symlink_to(f"{CHECKOUT}/etc/salt/master")
-    else:
-        host.write("etc/salt/master", MASTER)
+    host.write("etc/salt/master", EMPTY)
+    (host.root / "etc/salt/master.d").mkdir()
+    (host.root / "etc/salt/master.d/saltern.conf").symlink_to(f"{CHECKOUT}/etc/salt/master")
     host.write("etc/salt/pki/master/master.pem", private, 0o400)
     host.write("etc/salt/pki/master/master.pub", public)
     for other in lab.hosts.values():
         if other is host or other.has_disk():
             host.write(f"etc/salt/pki/master/minions/{other.name}", lab.keys(other.name)[1])
     host.write("etc/systemd/system/lab-git.service", GIT_UNIT)
-    host.write("etc/gitconfig", "[safe]\n\tdirectory = /srv/git/*\n\tdirectory = *\n")
+    host.write("etc/gitconfig", f"[safe]\n\tdirectory = {REPOSITORY}\n")
     (host.root / "srv/git").mkdir(parents=True)
     for unit in ("salt-master.service", "lab-git.service"):
         enable(host, unit)
@@ -95,7 +90,7 @@ def wait_for_minions(lab, hosts):
     deadline = time.monotonic() + MINIONS_TIMEOUT
     with output.step("waiting for the minions", len(names)) as step:
         while True:
-            answers = call(lab, ",".join(names), "test.ping", "-L", "-t", "3")
+            answers = call(lab, ",".join(names), "test.ping", options=["-L", "-t", "5"])
             silent = [name for name in names if answers.get(name) is not True]
             step.done = len(names) - len(silent)
             if not silent:
@@ -122,9 +117,9 @@ def converge(lab):
     """``state.apply`` on every host that is on."""
     hosts = [host.name for host in lab.running()]
     with output.step("sending the modules out", len(hosts)) as step:
-        follow(lab, step, "*", "saltutil.sync_all")
+        follow(lab, step, hosts, "*", "saltutil.sync_all")
     with output.step("salt '*' state.apply", len(hosts)) as step:
-        follow(lab, step, "*", "state.apply")
+        follow(lab, step, hosts, "*", "state.apply")
 
 
 def ship(lab):
@@ -133,14 +128,20 @@ def ship(lab):
     if not hosts:
         return
     with output.step("salt 'app*' deploy.ship", len(hosts)) as step:
-        follow(lab, step, "app*", "deploy.ship")
+        follow(lab, step, hosts, "app*", "deploy.ship")
 
 
-def call(lab, target, function, *arguments):
-    """Call a function on minions. Returns what each answered, by its id; nothing for the silent."""
-    done = lab.hosts["master"].run(
-        "salt", "--out=json", "--static", "--no-color", *arguments, target, function, check=False
-    )
+def call(lab, target, function, *arguments, options=()):
+    """
+    Call a function on minions.
+
+    options
+        More options for ``salt``, such as ``-L``.
+
+    Returns what each minion answered, by its id; nothing for the silent.
+    """
+    command = ["salt", "--out=json", "--static", "--no-color", *options, target, function]
+    done = lab.hosts["master"].run(*command, *arguments, check=False)
     output.log(done.stderr)
     try:
         return json.loads(done.stdout)
@@ -149,7 +150,7 @@ def call(lab, target, function, *arguments):
         return {}
 
 
-def follow(lab, step, target, function):
+def follow(lab, step, hosts, target, function):
     """Call a function, count the hosts as they answer, and raise with what went wrong."""
     command = ["salt", "--out=json", "--out-indent=-1", "--no-color", target, function]
     wrong, answered = [], set()
@@ -173,8 +174,7 @@ def follow(lab, step, target, function):
             answered.add(name)
             step.advance(name)
     code = process.wait()
-    silent = [h.name for h in lab.running() if target == "*" and h.name not in answered]
-    wrong += [f"{name}: no answer" for name in silent]
+    wrong += [f"{name}: no answer" for name in hosts if name not in answered]
     if not wrong and code:
         wrong = [f"salt ended with {code}"]
     if wrong:
@@ -195,13 +195,15 @@ def failures(answer):
         return ["no answer"]
     if not isinstance(answer, dict):
         return []
-    states = [(key, value) for key, value in answer.items() if "_|-" in key]
-    return [
-        f"{key.split('_|-')[1]}: {str(value.get('comment', '')).strip()}"
-        for key, value in states
-        if value.get("result") is False
+    failed = [
+        (key.split("_|-")[1], str(value.get("comment", "")).strip())
+        for key, value in answer.items()
+        if "_|-" in key and value.get("result") is False
     ]
+    causes = [(name, said) for name, said in failed if "requisite failed" not in said]
+    return [f"{name}: {said}" for name, said in causes or failed]
 
 
 def _is_failure(text):
-    return text.startswith(("ERROR", "Minion did not return", "Passed invalid", "The minion function"))
+    signs = ("ERROR", "Minion did not return", "Passed invalid", "The minion function")
+    return text.startswith(signs)
