@@ -204,10 +204,8 @@ class Host:
         """Pull the plug: every process of the host ends at once. The disk stays."""
         for pid in (self.init(), self.supervisor()):
             if pid:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
         deadline = time.monotonic() + 10
         while self.supervisor():
             if time.monotonic() > deadline:
