@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 class Forgiving:
-    """Mix-in for a Django cache backend."""
+    """Mix-in for a Django cache backend. `clear` still raises: who clears wants to know."""
 
-    _logged = -LOG_EVERY
+    _logged = -LOG_EVERY  # of the whole process
 
     def _try(self, operation, otherwise, *args, **kwargs):
         try:
@@ -33,10 +33,10 @@ class Forgiving:
             self._log(error)
             return otherwise
 
-    @classmethod
-    def _log(cls, error):
-        if time.monotonic() - cls._logged >= LOG_EVERY:
-            cls._logged = time.monotonic()
+    @staticmethod
+    def _log(error):
+        if time.monotonic() - Forgiving._logged >= LOG_EVERY:
+            Forgiving._logged = time.monotonic()
             logger.warning("The cache fails, working without it: %s", error or repr(error))
 
     def get(self, key, default=None, version=None):
@@ -65,9 +65,6 @@ class Forgiving:
 
     def delete_many(self, keys, version=None):
         return self._try("delete_many", None, keys, version)
-
-    def clear(self):
-        return self._try("clear", None)
 
     def incr(self, key, delta=1, version=None):
         try:
