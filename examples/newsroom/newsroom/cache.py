@@ -13,23 +13,24 @@ import time
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
 from django.core.cache.backends.memcached import PyMemcacheCache
 from django.core.cache.backends.redis import RedisCache
-from pymemcache.exceptions import MemcacheError
-from redis.exceptions import RedisError
 
-CACHE_ERRORS = (OSError, MemcacheError, RedisError)
 LOG_EVERY = 60  # seconds
 logger = logging.getLogger(__name__)
 
 
 class Forgiving:
-    """Mix-in for a Django cache backend. `clear` still raises: who clears wants to know."""
+    """
+    Mix-in for a Django cache backend, which says in `errors` what it may raise.
+
+    `clear` still raises: who clears wants to know.
+    """
 
     _logged = -LOG_EVERY  # of the whole process
 
     def _try(self, operation, otherwise, *args, **kwargs):
         try:
             return getattr(super(), operation)(*args, **kwargs)
-        except CACHE_ERRORS as error:
+        except self.errors() as error:
             self._log(error)
             return otherwise
 
@@ -69,12 +70,12 @@ class Forgiving:
     def incr(self, key, delta=1, version=None):
         try:
             return super().incr(key, delta, version)
-        except CACHE_ERRORS as error:
+        except self.errors() as error:
             self._log(error)
             raise ValueError(f"Key {key!r} not found") from error
 
     def get_backend_timeout(self, timeout=DEFAULT_TIMEOUT):
-        """Up to a tenth shorter than asked for: what was stored together doesn't expire together."""
+        """Up to a tenth shorter than asked for: what is stored together expires apart."""
         if timeout is DEFAULT_TIMEOUT:
             timeout = self.default_timeout
         if timeout and timeout > 0:
@@ -85,6 +86,17 @@ class Forgiving:
 class Memcached(Forgiving, PyMemcacheCache):
     """Memcached, or twemproxy before several of them."""
 
+    def errors(self):
+        # Imported here, as Django does: who uses one library is spared the other.
+        from pymemcache.exceptions import MemcacheError
+
+        return OSError, MemcacheError
+
 
 class Redis(Forgiving, RedisCache):
     """Redis."""
+
+    def errors(self):
+        from redis.exceptions import RedisError
+
+        return OSError, RedisError

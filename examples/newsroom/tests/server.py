@@ -40,5 +40,6 @@ def shown(expression, **environment):
     """What an expression of `settings` prints under an environment."""
     code = f"from django.conf import settings; print(repr(({expression})))"
     done = run(code, **environment)
-    assert done.returncode == 0, done.stderr
+    if done.returncode:
+        raise AssertionError(done.stderr)
     return done.stdout.strip()

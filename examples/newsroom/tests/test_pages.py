@@ -180,7 +180,9 @@ class PhotoTests(SeededTestCase):
 
     def upload(self, content, name="pier.png"):
         url = f"{self.article.get_absolute_url()}photos/"
-        return self.client.post(url, {"image": SimpleUploadedFile(name, content), "caption": "Pier"})
+        return self.client.post(
+            url, {"image": SimpleUploadedFile(name, content), "caption": "Pier"}
+        )
 
     def png(self):
         file = io.BytesIO()

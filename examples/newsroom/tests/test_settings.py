@@ -1,4 +1,4 @@
-"""The settings of a real server, as a real server loads them: a new process and its environment."""
+"""The settings of a real server, loaded as it loads them."""
 
 import ast
 import tempfile
@@ -8,6 +8,7 @@ from django.conf import settings
 from django.test import SimpleTestCase
 
 from tests.server import NEEDED, manage, run, shown
+
 
 class CheckTests(SimpleTestCase):
     def check(self, **environment):
@@ -61,9 +62,7 @@ class EnvironmentTests(SimpleTestCase):
             "settings.CELERY_BROKER_URL, settings.EMAIL_HOST, settings.EMAIL_PORT,"
             "settings.LOGGING['root']['level'], settings.RELEASE"
         )
-        host, options, age, cache, *rest = ast.literal_eval(
-            shown(expression, **more)
-        )
+        host, options, age, cache, *rest = ast.literal_eval(shown(expression, **more))
         self.assertEqual((host, age), ("db2,db1", 0))
         self.assertEqual(options["target_session_attrs"], "prefer-standby")
         self.assertEqual(options["connect_timeout"], 3)
