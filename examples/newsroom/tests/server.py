@@ -1,5 +1,6 @@
 """Running the site as a real server does: a new process and nothing but its environment."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -16,15 +17,13 @@ NEEDED = {
 }
 
 
-def manage(*arguments, without=(), **more):
+def manage(*arguments, **more):
     """Run manage.py with nothing but this environment. Returns the finished process."""
-    environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"} | NEEDED | more
-    for name in without:
-        del environment[name]
-    return subprocess.run(  # noqa: S603 - ours
+    environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
         [sys.executable, "manage.py", *arguments],
         cwd=settings.BASE_DIR,
-        env=environment,
+        env=environment | NEEDED | more,
         capture_output=True,
         text=True,
         timeout=60,
@@ -37,9 +36,9 @@ def run(code, **environment):
 
 
 def shown(expression, **environment):
-    """What an expression of `settings` prints under an environment."""
+    """The value of an expression of `settings` under an environment."""
     code = f"from django.conf import settings; print(repr(({expression})))"
     done = run(code, **environment)
     if done.returncode:
         raise AssertionError(done.stderr)
-    return done.stdout.strip()
+    return ast.literal_eval(done.stdout)

@@ -54,7 +54,7 @@ class Server:
         self.start()
 
     def start(self):
-        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)  # noqa: S603 - ours
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
         wait_until(self.answers)
 
     def answers(self):

@@ -1,11 +1,12 @@
 """Sections, authors, articles with their comments and photos, digests."""
 
-import articles.models
 import django.core.validators
 import django.db.models.deletion
 import django.utils.timezone
 from django.conf import settings
 from django.db import migrations, models
+
+import articles.models
 
 
 class Migration(migrations.Migration):
