@@ -1,4 +1,4 @@
-"""The newsroom: the project. Its Celery application is loaded with it, so that views can call tasks."""
+"""The newsroom: the project. Loads its Celery application, so that views can queue tasks."""
 
 from newsroom.celery import app as celery_app
 

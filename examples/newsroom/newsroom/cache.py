@@ -13,30 +13,31 @@ import time
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
 from django.core.cache.backends.memcached import PyMemcacheCache
 from django.core.cache.backends.redis import RedisCache
-from pymemcache.exceptions import MemcacheError
-from redis.exceptions import RedisError
 
-CACHE_ERRORS = (OSError, MemcacheError, RedisError)
 LOG_EVERY = 60  # seconds
 logger = logging.getLogger(__name__)
 
 
 class Forgiving:
-    """Mix-in for a Django cache backend."""
+    """
+    Mix-in for a Django cache backend, which says in `errors` what it may raise.
 
-    _logged = -LOG_EVERY
+    `clear` still raises: who clears wants to know.
+    """
+
+    _logged = -LOG_EVERY  # of the whole process
 
     def _try(self, operation, otherwise, *args, **kwargs):
         try:
             return getattr(super(), operation)(*args, **kwargs)
-        except CACHE_ERRORS as error:
+        except self.errors() as error:
             self._log(error)
             return otherwise
 
-    @classmethod
-    def _log(cls, error):
-        if time.monotonic() - cls._logged >= LOG_EVERY:
-            cls._logged = time.monotonic()
+    @staticmethod
+    def _log(error):
+        if time.monotonic() - Forgiving._logged >= LOG_EVERY:
+            Forgiving._logged = time.monotonic()
             logger.warning("The cache fails, working without it: %s", error or repr(error))
 
     def get(self, key, default=None, version=None):
@@ -66,18 +67,15 @@ class Forgiving:
     def delete_many(self, keys, version=None):
         return self._try("delete_many", None, keys, version)
 
-    def clear(self):
-        return self._try("clear", None)
-
     def incr(self, key, delta=1, version=None):
         try:
             return super().incr(key, delta, version)
-        except CACHE_ERRORS as error:
+        except self.errors() as error:
             self._log(error)
             raise ValueError(f"Key {key!r} not found") from error
 
     def get_backend_timeout(self, timeout=DEFAULT_TIMEOUT):
-        """Up to a tenth shorter than asked for: what was stored together doesn't expire together."""
+        """Up to a tenth shorter than asked for: what is stored together expires apart."""
         if timeout is DEFAULT_TIMEOUT:
             timeout = self.default_timeout
         if timeout and timeout > 0:
@@ -88,6 +86,17 @@ class Forgiving:
 class Memcached(Forgiving, PyMemcacheCache):
     """Memcached, or twemproxy before several of them."""
 
+    def errors(self):
+        # Imported here, as Django does: who uses one library is spared the other.
+        from pymemcache.exceptions import MemcacheError
+
+        return OSError, MemcacheError
+
 
 class Redis(Forgiving, RedisCache):
     """Redis."""
+
+    def errors(self):
+        from redis.exceptions import RedisError
+
+        return OSError, RedisError

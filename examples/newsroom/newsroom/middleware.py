@@ -18,11 +18,9 @@ def request_id(get_response):
     def middleware(request):
         given = request.headers.get("X-Request-ID", "")
         request.id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        token = current_request_id.set(request.id)
-        try:
-            response = get_response(request)
-        finally:
-            current_request_id.reset(token)
+        # Not reset afterwards: Django logs errors when the middleware is through.
+        current_request_id.set(request.id)
+        response = get_response(request)
         response["X-Request-ID"] = request.id
         response["X-Release"] = settings.RELEASE
         return response

@@ -21,5 +21,5 @@ def _count():
         .order_by("-comment_count", "-published")
         .only("title", "slug")[:5]
     )
-    sections = Section.objects.annotate(article_count=Count("articles"))
+    sections = Section.objects.annotate(article_count=Count("articles")).order_by("position")
     return {"discussed": list(discussed), "sections": list(sections)}

@@ -46,25 +46,38 @@ if env("REPLICA_URL", default=""):
 
 # Cache: memcached (pymemcache://127.0.0.1:22122) or Redis (redis://...). Without one nothing is
 # kept: memory of one process would differ from that of the next.
-CACHES = {"default": env.cache_url("CACHE_URL", default="dummycache://")}
-if CACHES["default"]["BACKEND"].endswith("PyMemcacheCache"):
-    CACHES["default"] |= {
+CACHE_BACKENDS = {
+    "django.core.cache.backends.memcached.PyMemcacheCache": {
         "BACKEND": "newsroom.cache.Memcached",
         # Seconds. A dead server is left alone for dead_timeout: requests don't wait for it.
         "OPTIONS": {"connect_timeout": 0.5, "timeout": 1, "retry_attempts": 0, "dead_timeout": 2},
-    }
-elif CACHES["default"]["BACKEND"].endswith("RedisCache"):
-    CACHES["default"] |= {
+    },
+    "django.core.cache.backends.redis.RedisCache": {
         "BACKEND": "newsroom.cache.Redis",
         "OPTIONS": {"socket_connect_timeout": 0.5, "socket_timeout": 1},
-    }
-CACHES["default"] |= {
-    "KEY_PREFIX": env("CACHE_PREFIX", default="newsroom"),
-    # Another version makes everything of this site a miss and leaves other sites alone.
-    "VERSION": env.int("CACHE_VERSION", default=1),
-    "TIMEOUT": 300,
+    },
 }
 
+
+def cache(variable):
+    """What CACHES says of the cache whose URL stands in an environment variable, if it does."""
+    found = env.cache_url(variable, default="dummycache://")
+    return {
+        **found,
+        **CACHE_BACKENDS.get(found["BACKEND"], {}),
+        "KEY_PREFIX": env("CACHE_PREFIX", default="newsroom"),
+        # Another version makes everything of this site a miss and leaves other sites alone.
+        "VERSION": env.int("CACHE_VERSION", default=1),
+        "TIMEOUT": 300,
+    }
+
+
+CACHES = {"default": cache("CACHE_URL")}
+if env("SESSION_REDIS_URL", default=""):
+    CACHES["sessions"] = cache("SESSION_REDIS_URL")
+    SESSION_CACHE_ALIAS = "sessions"
+
+# Several brokers stand one after the other, with ";" between them.
 CELERY_BROKER_URL = env("BROKER_URL", default=None)
 
 # Files

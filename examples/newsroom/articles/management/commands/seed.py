@@ -21,8 +21,20 @@ SECTIONS = ["Harbour", "City", "Science", "Business", "Culture", "Sport"]
 AUTHORS = ["Ada Brandt", "Jonas Keel", "Mira Olsen", "Tomas Reyes", "Lena Fischer", "Sam Okoro"]
 WHO = ["Council", "Harbour master", "Salt works", "Lighthouse keeper", "Ferry line", "University"]
 DOES = ["opens", "rebuilds", "measures", "questions", "celebrates", "rescues", "maps", "sells"]
-WHAT = ["the old pier", "a tide mill", "the north canal", "its archive", "a night market", "the dunes"]
-REMARKS = ["Well said.", "I saw it with my own eyes.", "What will it cost?", "More of this, please."]
+WHAT = [
+    "the old pier",
+    "a tide mill",
+    "the north canal",
+    "its archive",
+    "a night market",
+    "the dunes",
+]
+REMARKS = [
+    "Well said.",
+    "I saw it with my own eyes.",
+    "What will it cost?",
+    "More of this, please.",
+]
 SENTENCES = [
     "The work began before dawn, when the tide was at its lowest.",
     "Nobody had expected so many visitors on a weekday.",
