@@ -187,8 +187,8 @@ def check():
     return {**found, "warnings": warnings} if warnings else found
 
 
-def _line(*parts):
-    return " | ".join(_shown(part) for part in parts if part is not None or part is parts[0])
+def _line(value, *notes):
+    return " | ".join([_shown(value), *(note for note in notes if note)])
 
 
 def _shown(value):
