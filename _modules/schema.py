@@ -13,7 +13,7 @@ what is wrong go out. :mod:`settings` puts it to use; ``docs/settings.md`` descr
 import copy
 import difflib
 import re
-from dataclasses import dataclass
+import typing
 
 import salt.utils.yamldumper
 import yaml
@@ -23,134 +23,118 @@ AUTO = "auto"
 
 _SCALARS = ("bool", "int", "number", "string", "size", "duration", "path")
 _RANGED = ("int", "number", "size", "duration")
-_EXAMPLES = {"size": "512M or 8G", "duration": "30s, 500ms or 6h"}
+_EXAMPLES = {"size": "512M", "duration": "30s"}
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class SchemaError(ValueError):
-    """A ``defaults.yaml`` that doesn't describe its keys; our own mistake, not an operator's."""
+    """A ``defaults.yaml`` that doesn't describe its keys: our own mistake, not an operator's."""
 
 
-class _Measure(str):
-    """A number with a unit: prints in the largest unit that keeps it whole."""
+class Size(str):
+    """
+    An amount of memory or disk: ``512M``, ``64k``, ``8G``. Units are powers of 1024; it prints in
+    the largest unit that keeps it whole. Raises ``ValueError`` for anything else.
+    """
 
-    UNITS = {}  # unit -> factor, smallest unit first, as written in canonical form
-    ALIASES = {}  # what else is understood on reading
+    __slots__ = ()
+    _factors: typing.ClassVar = {"B": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
     def __new__(cls, text):
-        return super().__new__(cls, cls._canonical(cls._read(text)))
-
-    @classmethod
-    def of(cls, number):
-        """The measure of a whole number of the smallest unit."""
-        return cls(cls._canonical(int(number)))
-
-    @classmethod
-    def _read(cls, text):
-        found = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", str(text).strip())
-        if found and not found[2] and int(found[1]) == 0:
-            return 0
-        unit = found and cls.ALIASES.get(found[2].lower(), found[2])
-        if not found or unit not in cls.UNITS:
-            raise ValueError(f"{text!r} has no unit of {', '.join(cls.UNITS)}")
-        return int(found[1]) * cls.UNITS[unit]
-
-    @classmethod
-    def _canonical(cls, number):
-        for unit, factor in reversed(cls.UNITS.items()):
-            if number and number % factor == 0:
-                return f"{number // factor}{unit}"
-        return f"0{next(iter(cls.UNITS))}"
-
-    @property
-    def _number(self):
-        return self._read(str(self))
-
-
-class Size(_Measure):
-    """An amount of memory or disk: ``512M``, ``64k``, ``8G``. Units are powers of 1024."""
-
-    UNITS = {"B": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    ALIASES = {unit.lower(): unit for unit in UNITS}
+        found = re.fullmatch(r"([0-9]+)([BkKMmGg])|0", str(text).strip())
+        if not found:
+            raise ValueError(f"is {text!r}, which is no size")
+        unit = "k" if found[2] in ("k", "K") else (found[2] or "B").upper()
+        number = int(found[1] or 0) * cls._factors[unit]
+        unit = max((u for u, f in cls._factors.items() if number % f == 0), key=cls._factors.get)
+        return super().__new__(cls, f"{number // cls._factors[unit]}{unit}" if number else "0B")
 
     @property
     def bytes(self):
         """Whole bytes."""
-        return self._number
+        return int(self[:-1]) * self._factors[self[-1]]
 
     @property
     def k(self):
         """Whole kibibytes, rounded down."""
-        return self._number >> 10
+        return self.bytes >> 10
 
     @property
     def M(self):  # noqa: N802 - named as the unit is written
         """Whole mebibytes, rounded down."""
-        return self._number >> 20
+        return self.bytes >> 20
 
     @property
     def G(self):  # noqa: N802 - named as the unit is written
         """Whole gibibytes, rounded down."""
-        return self._number >> 30
+        return self.bytes >> 30
 
 
-class Duration(_Measure):
+class Duration(str):
     """
-    A time: ``30s``, ``500ms``. Minutes, hours and days are understood but print as seconds, as
-    daemons disagree on what an ``m`` is.
+    A time: ``30s``, ``500ms``, ``6h``. It prints in seconds, or in milliseconds where it isn't
+    whole seconds, as daemons disagree on what an ``m`` is. Raises ``ValueError`` for anything else.
     """
 
-    UNITS = {"ms": 1, "s": 1000}
+    __slots__ = ()
+    _factors: typing.ClassVar = {
+        "ms": 1,
+        "s": 1000,
+        "m": 60_000,
+        "h": 3_600_000,
+        "d": 86_400_000,
+    }
 
-    @classmethod
-    def _read(cls, text):
-        found = re.fullmatch(r"(\d+)\s*([mhd])", str(text).strip())
-        if found:
-            return int(found[1]) * {"m": 60, "h": 3600, "d": 86400}[found[2]] * 1000
-        return super()._read(text)
+    def __new__(cls, text):
+        found = re.fullmatch(r"([0-9]+)(ms|s|m|h|d)|0", str(text).strip())
+        if not found:
+            raise ValueError(f"is {text!r}, which is no duration")
+        number = int(found[1] or 0) * cls._factors[found[2] or "s"]
+        return super().__new__(cls, f"{number}ms" if number % 1000 else f"{number // 1000}s")
 
     @property
     def ms(self):
         """Whole milliseconds."""
-        return self._number
+        return int(self[:-2]) if self.endswith("ms") else int(self[:-1]) * 1000
 
     @property
     def s(self):
-        """Whole seconds, rounded up: a limit is never shorter than written."""
-        return -(-self._number // 1000)
+        """Whole seconds, rounded up: a limit is never shorter than it was written."""
+        return -(-self.ms // 1000)
 
 
 _MEASURES = {"size": Size, "duration": Duration}
 
 
-def _represent(dumper, measure):
-    return dumper.represent_str(str(measure))
+def _number(value):
+    """A value as ranges compare it: bytes, milliseconds, or the number that it is."""
+    if isinstance(value, Size):
+        return value.bytes
+    return value.ms if isinstance(value, Duration) else value
 
 
-# Salt's dumpers print the null of what they don't know; each keeps a table of its own.
-for _name in ("OrderedDumper", "SafeOrderedDumper", "IndentedSafeOrderedDumper"):
+# Salt's dumpers write NULL for what they don't know, and each keeps a table of its own.
+for _dumper in ("OrderedDumper", "SafeOrderedDumper", "IndentedSafeOrderedDumper"):
     for _measure in _MEASURES.values():
-        getattr(salt.utils.yamldumper, _name).add_representer(_measure, _represent)
+        getattr(salt.utils.yamldumper, _dumper).add_representer(
+            _measure, lambda dumper, measure: dumper.represent_str(str(measure))
+        )
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(typing.NamedTuple):
     """One key of a schema."""
 
-    path: tuple
-    kind: str  # one of _SCALARS, "list", "map", "choice"
-    of: str  # type of the elements of a list or a map; None for a free-form map
+    name: str  # dotted
+    text: str  # what the comment says
+    bracket: str  # what is allowed, as written
+    default: object
+    kind: str  # one of _SCALARS, "list", "map" or "choice"
+    of: str  # what a list or map is of; None for a map of any scalars
     choices: tuple
     low: object
     high: object
-    default: object
-    renamed_from: tuple
-    text: str  # what the comment says
-    bracket: str  # what is allowed, as written
-
-    @property
-    def name(self):
-        """The key's dotted name."""
-        return ".".join(self.path)
+    required: bool  # whether an operator has to give it
+    renamed_from: tuple  # dotted
 
     @property
     def auto(self):
@@ -159,11 +143,143 @@ class Key:
 
     @property
     def allowed(self):
-        """What is allowed, for an error."""
+        """What is allowed, for a sentence about an error."""
         words = self.bracket
-        for kind, example in _EXAMPLES.items():
-            words = re.sub(rf"\b{kind}\b", f"{kind} such as {example}", words, count=1)
+        if self.of in _EXAMPLES or self.kind in _EXAMPLES:
+            words += f", such as {_EXAMPLES[self.of or self.kind]}"
         return words + (", or auto" if self.auto else "")
+
+    def value(self, raw):
+        """The value as it is handed out. Raises ``ValueError`` that says what is wrong with it."""
+        if raw is None:
+            if self.default is None:
+                return None
+            raise ValueError("is empty")
+        if raw == AUTO and self.auto:
+            return AUTO
+        if self.kind == "choice":
+            if not any(raw == choice and type(raw) is type(choice) for choice in self.choices):
+                raise ValueError(f"is {raw!r}")
+            return raw
+        if self.kind == "list":
+            if not isinstance(raw, list):
+                raise ValueError(f"is {raw!r}, not a list")
+            return [self._scalar(self.of, element) for element in raw]
+        if self.kind == "map":
+            if not isinstance(raw, dict):
+                raise ValueError(f"is {raw!r}, not a mapping")
+            return {str(name): self._element(name, element) for name, element in raw.items()}
+        return self._scalar(self.kind, raw)
+
+    def merged(self, old, new):
+        """A new value over an old one: maps are merged name by name, null takes a name away."""
+        if self.kind != "map" or not isinstance(old, dict) or not isinstance(new, dict):
+            return new
+        return {name: value for name, value in {**old, **new}.items() if value is not None}
+
+    def _element(self, name, raw):
+        if raw is None:
+            return None
+        if self.of:
+            return self._scalar(self.of, raw)
+        if isinstance(raw, (dict, list)):
+            raise ValueError(f"is nested at {name}: {raw!r}")
+        return raw
+
+    def _scalar(self, kind, raw):
+        if kind in _MEASURES:
+            return self._ranged(_MEASURES[kind](raw))
+        if kind in ("int", "number"):
+            if isinstance(raw, bool) or not isinstance(raw, int if kind == "int" else (int, float)):
+                raise ValueError(f"is {raw!r}")
+            return self._ranged(raw)
+        if kind == "bool":
+            if not isinstance(raw, bool):
+                raise ValueError(f"is {raw!r}")
+            return raw
+        if not isinstance(raw, str):
+            raise ValueError(f"is {raw!r}, not text (put it in quotes)")
+        if kind == "path" and not raw.startswith("/"):
+            raise ValueError(f"is {raw!r}, which doesn't start with a /")
+        return raw
+
+    def _ranged(self, value):
+        number = _number(value)
+        low = number if self.low is None else self.low
+        high = number if self.high is None else self.high
+        if not low <= number <= high:
+            raise ValueError(f"is {value}, out of range")
+        return value
+
+
+class Schema(dict):
+    """The keys of a file, by their dotted names, in its order."""
+
+    def defaults(self):
+        """The default of each key, by its dotted name."""
+        return {name: copy.deepcopy(key.default) for name, key in self.items()}
+
+    def check(self, given, where):
+        """
+        Read what an operator wrote: the values by dotted name, and a sentence for each error.
+        ``where`` leads to ``given`` in the sentences.
+        """
+        found, errors = {}, []
+        self._collect(given, (), where, found, errors)
+        for name, key in self.items():
+            if key.required and found.get(name) is None and not errors:
+                errors.append(f"{where}{name} is missing: {key.text} Allowed: {key.allowed}.")
+        return found, errors
+
+    def _collect(self, given, path, where, found, errors):
+        if not isinstance(given, dict):
+            name = where + ".".join(path)
+            errors.append(f"{name.rstrip('.')} is {given!r}: it should be a mapping of keys.")
+            return
+        for word, raw in given.items():
+            here = (*path, str(word))
+            name = ".".join(here)
+            if name in self:
+                try:
+                    found[name] = self[name].value(raw)
+                except ValueError as error:
+                    errors.append(f"{where}{name} {error}. Allowed: {self[name].allowed}.")
+            elif any(known.startswith(f"{name}.") for known in self):
+                self._collect(raw, here, where, found, errors)
+            else:
+                errors.append(f"{where}{name} {self._unknown(name)}")
+
+    def _unknown(self, name):
+        """What to say of a key that doesn't exist."""
+        for key in self.values():
+            if name in key.renamed_from:
+                return f"was renamed: write {key.name}."
+        near = nearest(name, self)
+        return f"is unknown.{near} Known: {', '.join(self)}."
+
+
+def nearest(word, known):
+    """
+    A hint at what a misspelled word may have meant.
+
+    word
+        What was written.
+    known
+        The words that exist.
+
+    Returns `` Did you mean ...?``, or nothing if no word is near.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local schema.nearest storge '[storage, ttl]'
+    """
+    last = {name.rpartition(".")[2]: name for name in reversed(list(known))}
+    found = difflib.get_close_matches(word, list(known), n=1) or [
+        last[name] for name in difflib.get_close_matches(word.rpartition(".")[2], last, n=1)
+    ]
+    return f" Did you mean {found[0]}?" if found else ""
 
 
 def read(text, source):
@@ -175,233 +291,47 @@ def read(text, source):
     source
         The file's name, for errors.
 
-    Returns a dictionary from a key's dotted name to what is known of it, in the file's order.
-    Raises ``ValueError`` if a key isn't described, or has a default that its description doesn't
-    allow.
+    Returns a :class:`Schema`: a dictionary from a key's dotted name to what is known of it, in
+    the file's order. Raises ``ValueError`` if a key isn't described, or has a default that its
+    description doesn't allow.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-call --local schema.read '"# Port. [int 1..65535]\nport: 80"' defaults.yaml
+        salt-call --local schema.read "$(cat salt/varnish/defaults.yaml)" defaults.yaml
     """
-    lines = text.splitlines()
-    root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    root = yaml.compose(text, Loader=_LOADER)
     if root is None:
-        return {}
+        return Schema()
     if not isinstance(root, yaml.MappingNode):
         raise SchemaError(f"{source}: should be a mapping of keys")
-    keys = {}
-    for key in _walk(root, (), lines, source, yaml.safe_load(text)):
-        if key.path[0] == "why":
-            raise SchemaError(f"{source}: 'why' is the name of the arithmetic, not of a key")
-        keys[key.name] = key
-    return keys
+    content = yaml.load(text, Loader=_LOADER)  # noqa: S506 - one of the safe loaders
+    found = Schema()
+    for key in _walk(root, (), text.splitlines(), source, content):
+        if key.name in found:
+            raise SchemaError(f"{source}: {key.name} stands there twice")
+        found[key.name] = key
+    return found
 
 
-def defaults(keys):
-    """
-    The default of each key.
-
-    keys
-        What :func:`read` returned.
-
-    Returns a dictionary from a key's dotted name to its value.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-call --local settings.explain varnish
-    """
-    return {name: copy.deepcopy(key.default) for name, key in keys.items()}
-
-
-def values(keys, given, source, prefix=""):
-    """
-    Read what an operator wrote.
-
-    keys
-        What :func:`read` returned.
-    given
-        The mapping that the operator wrote, nested as the schema is.
-    source
-        Where it stands, for errors.
-    prefix
-        The path that leads to it there.
-
-    Returns the values found, by dotted name, and a list of sentences, one for each error.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' settings.check
-    """
-    found, errors = {}, []
-    _collect(keys, given, (), f"{source}: {prefix}", found, errors)
-    return found, errors
-
-
-def nested(flat):
-    """
-    Nest values that are known by their dotted names.
-
-    flat
-        A dictionary from dotted names to values.
-
-    Returns a dictionary of dictionaries.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-call --local schema.nested '{"probe.window": 5}'
-    """
-    root = {}
-    for name, value in flat.items():
-        *groups, last = name.split(".")
-        branch = root
-        for group in groups:
-            branch = branch.setdefault(group, {})
-        branch[last] = copy.deepcopy(value)
-    return root
-
-
-def measured(key, value):
-    """
-    A value as it is handed out, if the key's description allows it.
-
-    key
-        A value of what :func:`read` returned.
-    value
-        What was written or computed.
-
-    Returns the value. Raises ``ValueError`` if it isn't allowed; the message says what is wrong.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' settings.check
-    """
-    if value is None:
-        if key.default is None:
-            return None
-        raise ValueError("is empty")
-    if value == AUTO and key.auto:
-        return AUTO
-    if key.kind == "choice":
-        if value not in key.choices:
-            raise ValueError(f"is {value!r}")
-        return value
-    if key.kind == "list":
-        if not isinstance(value, list):
-            raise ValueError(f"is {value!r}, not a list")
-        return [_scalar(key, key.of, element) for element in value]
-    if key.kind == "map":
-        if not isinstance(value, dict):
-            raise ValueError(f"is {value!r}, not a mapping")
-        return {str(name): _element(key, name, element) for name, element in value.items()}
-    return _scalar(key, key.kind, value)
-
-
-def _element(key, name, value):
-    if value is None:  # takes an element of the default away
-        return None
-    if key.of:
-        return _scalar(key, key.of, value)
-    if isinstance(value, (dict, list)):
-        raise ValueError(f"has the nested value {value!r} at {name}")
-    return value
-
-
-def _scalar(key, kind, value):
-    """A scalar of a kind, inside the key's range."""
-    if kind in _MEASURES:
-        if isinstance(value, bool) or (isinstance(value, int) and value != 0):
-            raise ValueError(f"is {value!r}, without a unit")
-        try:
-            value = _MEASURES[kind](value)
-        except ValueError as error:
-            raise ValueError(f"is {value!r}") from error
-        number = value._number
-    elif kind == "bool":
-        if not isinstance(value, bool):
-            raise ValueError(f"is {value!r}")
-        return value
-    elif kind in ("int", "number"):
-        wanted = int if kind == "int" else (int, float)
-        if isinstance(value, bool) or not isinstance(value, wanted):
-            raise ValueError(f"is {value!r}")
-        number = value
-    else:
-        if not isinstance(value, str):
-            raise ValueError(f"is {value!r}, not text: put it in quotes")
-        if kind == "path" and not value.startswith("/"):
-            raise ValueError(f"is {value!r}, which doesn't start with a /")
-        return value
-    for bound, outside in ((key.low, -1), (key.high, 1)):
-        if bound is not None and (number - bound) * outside > 0:
-            raise ValueError(f"is {value}, out of range")
-    return value
-
-
-def _collect(keys, given, path, where, found, errors):
-    """Walk what an operator wrote beside the schema."""
-    if not isinstance(given, dict):
-        name = ".".join(path)
-        errors.append(f"{where}{name} is {given!r}: it should be a mapping of keys.")
-        return
-    for word, value in given.items():
-        here = (*path, str(word))
-        name = ".".join(here)
-        if name in keys:
-            try:
-                found[name] = measured(keys[name], value)
-            except ValueError as error:
-                errors.append(f"{where}{name} {error}. Allowed: {keys[name].allowed}.")
-        elif any(key.path[: len(here)] == here for key in keys.values()):
-            _collect(keys, value, here, where, found, errors)
-        else:
-            errors.append(f"{where}{name} {_unknown(keys, here, where)}")
-
-
-def _unknown(keys, path, where):
-    """What to say of a key that doesn't exist."""
-    name = ".".join(path)
-    for key in keys.values():
-        if name in key.renamed_from:
-            return f"was renamed: write {_leaf(where)}{key.name}."
-    close = difflib.get_close_matches(name, keys, n=1, cutoff=0.6) or [
-        candidate
-        for candidate, key in keys.items()
-        if difflib.get_close_matches(path[-1], [key.path[-1]], n=1, cutoff=0.75)
-    ]
-    near = f" Did you mean {_leaf(where)}{close[0]}?" if close else ""
-    return f"is unknown.{near} Known: {', '.join(keys)}."
-
-
-def _leaf(where):
-    return where.rpartition(": ")[2]
-
-
-def _walk(node, path, lines, source, data):
+def _walk(node, path, lines, source, content):
     """The keys below a mapping node."""
-    for word, value in node.value:
+    for word, below in node.value:
         here = (*path, word.value)
+        if word.value not in content:
+            raise SchemaError(f"{source}: {'.'.join(here)} isn't text: put it in quotes")
+        value = content[word.value]
         comment = _comment_above(lines, word.start_mark.line)
         bracket = re.search(r"\[([^\[\]]+)\]$", comment)
-        content = data[yaml.safe_load(word.value)]
         if bracket:
-            text = comment[: bracket.start()].strip()
-            yield _key(here, bracket[1].strip(), text, content, source)
-        elif isinstance(value, yaml.MappingNode) and value.value:
-            yield from _walk(value, here, lines, source, content)
+            yield _key(here, comment[: bracket.start()].strip(), bracket[1].strip(), value, source)
+        elif isinstance(below, yaml.MappingNode) and below.value:
+            yield from _walk(below, here, lines, source, value)
         else:
             raise SchemaError(
-                f"{source}, line {word.start_mark.line + 1}: {'.'.join(here)} has no comment "
-                "right above it that ends with its type in brackets"
+                f"{source}, line {word.start_mark.line + 1}: right above {'.'.join(here)} there is "
+                "no comment that ends with its type in brackets"
             )
 
 
@@ -409,43 +339,47 @@ def _comment_above(lines, number):
     found = []
     while number and lines[number - 1].lstrip().startswith("#"):
         number -= 1
-        found.insert(0, lines[number].lstrip().lstrip("#").strip())
+        found.insert(0, lines[number].lstrip(" #").strip())
     return " ".join(found)
 
 
-def _key(path, bracket, text, default, source):
-    where = f"{source}: {'.'.join(path)}"
+def _key(path, text, bracket, default, source):
+    name = ".".join(path)
+    where = f"{source}: {name}"
+    allowed, _, olds = bracket.partition(", renamed from ")
+    allowed, required, _ = allowed.partition(", required")
     if not text:
-        raise SchemaError(f"{where} is not described")
-    allowed, _, renamed = (part.strip() for part in bracket.partition("renamed from "))
-    allowed = allowed.rstrip(",")
-    kind, of, choices, limits = _parse(allowed, where)
-    low, high = _range(limits, of or kind, where)
-    olds = [old.strip() for old in renamed.split(",") if old.strip()]
+        raise SchemaError(f"{where} isn't described")
+    if required and default is not None:
+        raise SchemaError(f"{where} has a default, so it can't be required")
+    if path[0] == "why":
+        raise SchemaError(f"{where}: 'why' is the name of the arithmetic, not of a key")
+    kind, of, choices, limits = _parsed(allowed, where)
+    low, high = _limits(limits, of or kind, where)
+    renamed_from = (old.strip() for old in olds.split(",") if old.strip())
     key = Key(
-        path=path,
+        name=name,
+        text=text,
+        bracket=allowed,
+        default=default,
         kind=kind,
         of=of,
         choices=choices,
         low=low,
         high=high,
-        default=default,
-        renamed_from=tuple(old if "." in old else ".".join((*path[:-1], old)) for old in olds),
-        text=text,
-        bracket=allowed,
+        required=bool(required),
+        renamed_from=tuple(o if "." in o else ".".join((*path[:-1], o)) for o in renamed_from),
     )
     try:
-        default = measured(key, default)
+        return key._replace(default=key.value(default))
     except ValueError as error:
         raise SchemaError(f"{where} {error}, which [{allowed}] doesn't allow") from error
-    return Key(**{**key.__dict__, "default": default})
 
 
-def _parse(allowed, where):
-    """The kind, the kind of the elements, the choices and the range of a bracket."""
+def _parsed(allowed, where):
+    """The kind, what it is of, the choices and the range of a bracket."""
     if allowed.startswith("one of "):
-        choices = [yaml.safe_load(choice) for choice in allowed[len("one of ") :].split(",")]
-        return "choice", None, tuple(choices), ""
+        return "choice", None, tuple(yaml.safe_load(f"[{allowed[len('one of '):]}]")), ""
     kind, _, rest = allowed.partition(" ")
     if kind == "map" and not rest:
         return "map", None, (), ""
@@ -457,21 +391,22 @@ def _parse(allowed, where):
     return kind, of, (), rest.strip()
 
 
-def _range(limits, kind, where):
+def _limits(limits, kind, where):
     if not limits:
         return None, None
     low, dots, high = limits.partition("..")
-    if kind not in _RANGED or not dots:
-        raise SchemaError(f"{where}: {limits!r} is no range of a {kind}")
+    if not dots or kind not in _RANGED:
+        raise SchemaError(f"{where}: {limits!r} is no range of {kind}")
     try:
-        return tuple(_bound(limit, kind) for limit in (low, high))
+        return tuple(_limit(limit, kind) for limit in (low, high))
     except ValueError as error:
-        raise SchemaError(f"{where}: {limits!r} is no range of a {kind}: {error}") from error
+        raise SchemaError(f"{where}: {limits!r} is no range of {kind}") from error
 
 
-def _bound(limit, kind):
-    if not limit:
+def _limit(text, kind):
+    if not text:
         return None
     if kind in _MEASURES:
-        return _MEASURES[kind](limit)._number
-    return int(limit) if kind == "int" else float(limit)
+        return _number(_MEASURES[kind](text))
+    return int(text) if kind == "int" else float(text)
+

@@ -8,21 +8,45 @@ the schema (:mod:`schema`): whatever it doesn't know is an error, and all errors
 at once.
 """
 
-import collections
 import copy
-import difflib
 import json
 import os
+import typing
 
 import yaml
 from salt.exceptions import CommandExecutionError
 
-# Grains that os.yaml may tell systems apart by, the most general first.
+# Grains that os.yaml tells systems apart by, the most general first.
 _OS_GRAINS = ("os_family", "os", "oscodename")
+# What an entry of the inventory may say of a host.
+_HOST_KEYS = ("address", "network", "roles", "settings", "lab")
 _SITE_SCHEMA = "django/site.yaml"
 
-# What is known of one service on this host, by the dotted names of its keys.
-_Resolved = collections.namedtuple("_Resolved", "keys values origins why")
+
+class _Service(typing.NamedTuple):
+    """What is known of one service on this host, by the dotted names of its keys."""
+
+    schema: dict
+    values: dict
+    origins: dict  # default, os.yaml, overrides.yaml, hosts.yaml or tuned
+    why: dict  # the arithmetic of keys that may be auto
+
+
+class _Host(typing.NamedTuple):
+    """Everything that was read and computed for this host, and what from."""
+
+    told: str
+    stamps: dict  # path -> _stamp
+    listed: list  # files of the state tree
+    services: dict
+    sites: dict
+    errors: list
+
+    @property
+    def known(self):
+        """The services that have settings."""
+        ending = "/defaults.yaml"
+        return [name.removesuffix(ending) for name in self.listed if name.endswith(ending)]
 
 
 def get(service):
@@ -44,13 +68,8 @@ def get(service):
 
         salt 'cache*' settings.get varnish
     """
-    host = _host()
-    if host["errors"]:
-        raise CommandExecutionError(_sentence(host["errors"]))
-    resolved = _resolved(host, service)
-    settings = __salt__["schema.nested"](resolved.values)
-    settings["why"] = dict(resolved.why)
-    return settings
+    found = _service(service)
+    return {**_nested(found.values), "why": dict(found.why)}
 
 
 def site(name):
@@ -69,15 +88,13 @@ def site(name):
 
         salt 'app*' settings.site newsroom
     """
-    host = _host()
-    if host["errors"]:
-        raise CommandExecutionError(_sentence(host["errors"]))
-    if name not in host["sites"]:
-        known = ", ".join(sorted(host["sites"])) or "none"
+    host = _sound()
+    if name not in host.sites:
+        known = ", ".join(sorted(host.sites)) or "none"
         raise CommandExecutionError(
             f"There is no site {name!r} in this environment. Sites: {known}."
         )
-    return __salt__["schema.nested"](host["sites"][name])
+    return _nested(host.sites[name])
 
 
 def explain(service, key=None):
@@ -90,7 +107,8 @@ def explain(service, key=None):
         Only this key, or the keys below it.
 
     Returns a dictionary from a key's dotted name to ``value | origin | arithmetic``. The origin
-    is ``default``, ``os.yaml``, ``overrides.yaml``, ``hosts.yaml`` or ``tuned``.
+    is ``default``, ``os.yaml``, ``overrides.yaml``, ``hosts.yaml`` or ``tuned``. Raises
+    ``CommandExecutionError`` if there is no such service or key.
 
     CLI Example:
 
@@ -99,57 +117,58 @@ def explain(service, key=None):
         salt 'db1' settings.explain postgres
         salt 'db1' settings.explain postgres work_mem
     """
-    resolved = _checked(service)
-    chosen = {
-        name: value
-        for name, value in resolved.values.items()
+    found = _service(service)
+    lines = {
+        name: _line(value, found.origins[name], found.why.get(name))
+        for name, value in found.values.items()
         if key is None or name == key or name.startswith(f"{key}.")
     }
-    if not chosen:
-        near = difflib.get_close_matches(key, resolved.values, n=1)
+    if not lines:
+        near = __salt__["schema.nearest"](key, list(found.values))
         raise CommandExecutionError(
-            f"{service} has no setting {key!r}."
-            + (f" Did you mean {near[0]}?" if near else f" It has {', '.join(resolved.values)}.")
+            f"{service} has no setting {key!r}.{near} It has {', '.join(found.values)}."
         )
-    return {name: _line(resolved, name, value) for name, value in chosen.items()}
+    return lines
 
 
 def diff(service=None):
     """
-    What differs from the defaults: set by somebody, not computed.
+    What somebody has set: what differs from the defaults and isn't computed.
 
     service
         The service's name; all services of this host if not given.
 
-    Returns a dictionary from service to a dictionary from key to ``value | origin | default``.
+    Returns a dictionary from service to a dictionary from key to
+    ``value | origin | default: ...``; a service without differences isn't listed.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt '*' settings.diff
+        salt 'db1' settings.diff postgres
     """
     services = [service] if service else __salt__["inventory.services"]()
-    found = {}
+    differences = {}
     for name in services:
-        resolved = _checked(name)
-        changed = {
-            key: f"{_shown(value)} | {resolved.origins[key]} "
-            f"| default: {_shown(resolved.keys[key].default)}"
-            for key, value in resolved.values.items()
-            if resolved.origins[key] not in ("default", "tuned")
-            and value != resolved.keys[key].default
+        found = _service(name)
+        lines = {
+            key: _line(value, found.origins[key], f"default: {_shown(found.schema[key].default)}")
+            for key, value in found.values.items()
+            if found.origins[key] not in ("default", "tuned")
+            and value != found.schema[key].default
         }
-        if changed:
-            found[name] = changed
-    return found
+        if lines:
+            differences[name] = lines
+    return differences
 
 
 def check():
     """
     Check all settings that this host reads: those of its services and of every site.
 
-    Returns ``ok`` and what was checked; or every error, and the command's exit code is 1.
+    Returns what was checked, or every error, and then the exit code is 1. ``warnings`` names
+    services that this host is too small for, and settings that promise more RAM than it has.
 
     CLI Example:
 
@@ -158,65 +177,84 @@ def check():
         salt '*' settings.check
     """
     host = _host()
-    if host["errors"]:
+    if host.errors:
         __context__["retcode"] = 1
-        return {"ok": False, "errors": host["errors"]}
-    return {"ok": True, "services": list(host["services"]), "sites": sorted(host["sites"])}
+        return {"ok": False, "errors": host.errors}
+    services = __salt__["inventory.services"]()
+    found = {"ok": True, "services": services, "sites": sorted(host.sites)}
+    promised = {name: host.services[name].values for name in services if name in host.services}
+    warnings = __salt__["tuning.warnings"](_hardware(), _tenants(), promised, _site_count())
+    return {**found, "warnings": warnings} if warnings else found
 
 
-def _checked(service):
-    host = _host()
-    if host["errors"]:
-        raise CommandExecutionError(_sentence(host["errors"]))
-    return _resolved(host, service)
-
-
-def _line(resolved, name, value):
-    parts = [_shown(value), resolved.origins[name]]
-    if name in resolved.why:
-        parts.append(resolved.why[name])
-    return " | ".join(parts)
+def _line(value, *notes):
+    return " | ".join([_shown(value), *(note for note in notes if note)])
 
 
 def _shown(value):
-    return str(value) if isinstance(value, str) else json.dumps(value)
+    return str(value) if isinstance(value, str) and value else json.dumps(value)
 
 
-def _sentence(errors):
-    count = "An error" if len(errors) == 1 else f"{len(errors)} errors"
-    return "\n".join([f"{count} in the settings of {__opts__['id']}:", *errors])
+def _nested(flat):
+    """Values by dotted name as the mappings that the names describe; a copy, to be changed."""
+    root = {}
+    for name, value in flat.items():
+        *groups, last = name.split(".")
+        branch = root
+        for group in groups:
+            branch = branch.setdefault(group, {})
+        branch[last] = copy.copy(value)
+    return root
+
+
+def _service(name):
+    """A service's settings; those of a service that runs elsewhere are read when asked for."""
+    host = _sound()
+    if name not in host.services:
+        if name not in host.known:
+            near = __salt__["schema.nearest"](name, host.known)
+            raise CommandExecutionError(
+                f"There is no service {name!r}.{near} Services: {', '.join(host.known)}."
+            )
+        host.services[name] = _layered(host, name, {}, {})
+    return host.services[name]
+
+
+def _sound():
+    """This host's settings, if there is nothing wrong with them."""
+    host = _host()
+    if not host.errors:
+        return host
+    count = "an error" if len(host.errors) == 1 else f"{len(host.errors)} errors"
+    raise CommandExecutionError(
+        "\n".join([f"The settings of {__opts__['id']} have {count}:", *host.errors])
+    )
 
 
 def _host():
     """
-    Everything that was read and computed for this host; kept for the rest of the run.
+    This host's settings, read and computed once a run.
 
-    What it was made from is kept beside it: a loader may outlive a change of pillar, grains or
-    files.
+    A loader may outlive a change of pillar, grains or files, so what they were made from is
+    compared.
     """
     told = _told()
     kept = __context__.get("settings")
-    if kept and kept["told"] == told and all(_stamp(p) == s for p, s in kept["files"].items()):
+    if kept and kept.told == told and all(_stamp(p) == s for p, s in kept.stamps.items()):
         return kept
-    host = {
-        "told": told,
-        "files": {},
-        "listed": sorted(__salt__["cp.list_master"]()),
-        "services": {},
-        "sites": {},
-        "errors": [],
-    }
-    _fill(host)
+    host = _Host(told, {}, sorted(__salt__["cp.list_master"]()), {}, {}, [])
+    _read_services(host)
+    _read_sites(host)
     __context__["settings"] = host
     return host
 
 
 def _told():
-    """What pillar and grains say that settings depend on, to be compared."""
-    pillar, grains = __pillar__, __grains__
-    facts = [pillar.get(name) for name in ("environment", "hosts", "sites", "overrides")]
-    facts += [grains.get(name) for name in (*_OS_GRAINS, "hardware")]
-    return json.dumps([__opts__["id"], *facts], default=str)
+    """What pillar and grains say that settings depend on."""
+    facts = [__opts__["id"]]
+    facts += [__pillar__.get(name) for name in ("environment", "hosts", "sites", "overrides")]
+    facts += [__grains__.get(name) for name in (*_OS_GRAINS, "hardware")]
+    return json.dumps(facts, default=str)
 
 
 def _stamp(path):
@@ -227,123 +265,105 @@ def _stamp(path):
     return status.st_mtime_ns, status.st_size
 
 
-def _fill(host):
-    """Read, check and compute the settings of all services of this host, and all sites."""
-    services = __salt__["inventory.services"]()
-    overrides = _mapping(host, __pillar__.get("overrides"), _file("overrides"))
-    own = _mapping(host, _own().get("settings"), _file("hosts"), f"hosts.{_entry()}.settings.")
-    known = [name.partition("/")[0] for name in host["listed"] if name.endswith("/defaults.yaml")]
-    for source, given, prefix in (
-        (_file("overrides"), overrides, ""),
-        (_file("hosts"), own, f"hosts.{_entry()}.settings."),
+def _read_services(host):
+    mine = __salt__["inventory.services"]()
+    overrides = _mapping(host, __pillar__.get("overrides"), _file("overrides"), "")
+    own = _mapping(host, _own_settings(host), _file("hosts"), _own_prefix())
+    for given, where in (
+        (overrides, f"{_file('overrides')}: "),
+        (own, f"{_file('hosts')}: {_own_prefix()}"),
     ):
-        for service in given:
-            if service not in known:
-                near = difflib.get_close_matches(service, known, n=1)
-                hint = f" Did you mean {near[0]}?" if near else ""
-                host["errors"].append(
-                    f"{source}: {prefix}{service} is no service.{hint} Known: {', '.join(known)}."
-                )
-    for service in known:
-        # What is written of services that run elsewhere is checked too: here or nowhere.
-        if service in services or service in overrides or service in own:
-            host["services"][service] = _layered(host, service, overrides, own)
-    if not host["errors"]:
-        host["services"] = {
-            service: _tuned(host, service, layered, services)
-            for service, layered in host["services"].items()
-        }
-    _fill_sites(host)
+        for name in set(given) - set(host.known):
+            near = __salt__["schema.nearest"](name, host.known)
+            host.errors.append(
+                f"{where}{name} is no service.{near} Services: {', '.join(host.known)}."
+            )
+    for name in host.known:
+        # What is written of services that run elsewhere is checked here, too.
+        if name in mine or name in overrides or name in own:
+            host.services[name] = _layered(host, name, overrides, own)
+    if host.errors:
+        return
+    for name in mine:
+        if name in host.services:
+            host.services[name] = _tuned(host.services[name], name)
 
 
-def _fill_sites(host):
-    keys = _schema(host, _SITE_SCHEMA)
+def _read_sites(host):
+    schema = _schema(host, _SITE_SCHEMA)
     sites = _mapping(host, __pillar__.get("sites"), _file("sites"), "sites.")
     for name, given in sites.items():
-        found, errors = __salt__["schema.values"](
-            keys, given, _file("sites"), prefix=f"sites.{name}."
-        )
-        host["errors"] += errors
-        host["sites"][name] = {**__salt__["schema.defaults"](keys), **found}
-
-
-def _resolved(host, service):
-    """A service's settings; those of a service that runs elsewhere are read when asked for."""
-    if service not in host["services"]:
-        if f"{service}/defaults.yaml" not in host["listed"]:
-            known = [n.partition("/")[0] for n in host["listed"] if n.endswith("/defaults.yaml")]
-            near = difflib.get_close_matches(service, known, n=1)
-            raise CommandExecutionError(
-                f"There is no service {service!r}."
-                + (f" Did you mean {near[0]}?" if near else f" Services: {', '.join(known)}.")
-            )
-        host["services"][service] = _layered(host, service, {}, {})
-    return host["services"][service]
+        found, errors = schema.check(given, f"{_file('sites')}: sites.{name}.")
+        host.errors.extend(errors)
+        host.sites[name] = {**schema.defaults(), **found}
 
 
 def _layered(host, service, overrides, own):
     """A service's settings before anything is computed."""
-    keys = _schema(host, f"{service}/defaults.yaml")
-    values = __salt__["schema.defaults"](keys)
+    schema = _schema(host, f"{service}/defaults.yaml")
+    values = schema.defaults()
     origins = dict.fromkeys(values, "default")
-    layers = list(_os_layers(host, service))
-    layers.append(("overrides.yaml", overrides, _file("overrides"), f"{service}."))
-    layers.append(("hosts.yaml", own, _file("hosts"), f"hosts.{_entry()}.settings.{service}."))
-    for origin, given, source, prefix in layers:
-        if service not in given:
-            continue
-        found, errors = __salt__["schema.values"](keys, given[service], source, prefix=prefix)
-        host["errors"] += errors
+    layers = _os_layers(host, service)
+    if service in overrides:
+        where = f"{_file('overrides')}: {service}."
+        layers.append(("overrides.yaml", overrides[service], where))
+    if service in own:
+        layers.append(
+            ("hosts.yaml", own[service], f"{_file('hosts')}: {_own_prefix()}{service}.")
+        )
+    for origin, given, where in layers:
+        found, errors = schema.check({} if given is None else given, where)
+        host.errors.extend(errors)
         for name, value in found.items():
-            values[name] = _merged(keys[name], values[name], value)
+            values[name] = schema[name].merged(values[name], value)
             origins[name] = origin
-    return _Resolved(keys, values, origins, {})
+    return _Service(schema, values, origins, {})
 
 
 def _os_layers(host, service):
+    """What os.yaml says of this host's system: (origin, settings, where they stand)."""
     source = f"{service}/os.yaml"
-    if source not in host["listed"]:
-        return
-    differences = yaml.safe_load(_read(host, source)) or {}
-    unknown = set(differences) - set(_OS_GRAINS)
+    if source not in host.listed:
+        return []
+    differences = yaml.safe_load(_text(host, source)) or {}
+    unknown = sorted(set(differences) - set(_OS_GRAINS))
     if unknown:
         raise CommandExecutionError(
-            f"salt/{source}: {min(unknown)!r} is no grain that systems are told apart by. "
-            f"Known: {', '.join(_OS_GRAINS)}."
+            f"salt/{source}: {unknown[0]} is no grain that systems are told apart by. "
+            f"Grains: {', '.join(_OS_GRAINS)}."
         )
+    layers = []
     for grain in _OS_GRAINS:
-        given = (differences.get(grain) or {}).get(__grains__.get(grain))
+        system = __grains__.get(grain)
+        given = (differences.get(grain) or {}).get(system)
         if given:
-            where = f"{grain}.{__grains__[grain]}."
-            yield "os.yaml", {service: given}, f"salt/{source}", where
+            layers.append(("os.yaml", given, f"salt/{source}: {grain}.{system}."))
+    return layers
 
 
-def _merged(key, old, new):
-    """A free mapping is merged name by name, everything else replaced; null takes a name away."""
-    if key.kind != "map" or not isinstance(new, dict) or not isinstance(old, dict):
-        return new
-    both = {**old, **new}
-    return {name: value for name, value in both.items() if value is not None}
-
-
-def _tuned(host, service, layered, services):
+def _tuned(service, name):
     """A service's settings with each ``auto`` computed."""
-    keys, values, origins, _ = layered
-    auto = [name for name, key in keys.items() if key.auto]
-    if not auto or service not in services:
-        return layered
-    computed = __salt__[f"tuning.{service}"](_hardware(), services, values, _site_count())
-    values, origins, why = dict(values), dict(origins), {}
-    for name in auto:
-        if name not in computed:
-            raise CommandExecutionError(f"tuning.{service} doesn't compute {name}.")
-        value, arithmetic = computed[name]
-        if values[name] == "auto":
-            values[name] = __salt__["schema.measured"](keys[name], value)
-            origins[name], why[name] = "tuned", arithmetic
+    auto = [key for key, known in service.schema.items() if known.auto]
+    if not auto:
+        return service
+    computed = __salt__[f"tuning.{name}"](_hardware(), _tenants(), service.values, _site_count())
+    values, origins, why = dict(service.values), dict(service.origins), {}
+    for key in auto:
+        if key not in computed:
+            raise CommandExecutionError(f"tuning.{name} doesn't compute {key}.")
+        value, arithmetic = computed[key]
+        if values[key] == "auto":
+            values[key] = service.schema[key].value(value)
+            origins[key], why[key] = "tuned", arithmetic
         else:
-            why[name] = f"set in {origins[name]}; auto would be {value}: {arithmetic}"
-    return _Resolved(keys, values, origins, why)
+            why[key] = f"set in {origins[key]}; auto would be {value}: {arithmetic}"
+    return _Service(service.schema, values, origins, why)
+
+
+def _tenants():
+    """What shares this host's RAM: its services, and Salt's master."""
+    master = ["salt_master"] if "master" in __salt__["inventory.roles"]() else []
+    return __salt__["inventory.services"]() + master
 
 
 def _site_count():
@@ -361,38 +381,46 @@ def _hardware():
 
 def _schema(host, source):
     try:
-        return __salt__["schema.read"](_read(host, source), f"salt/{source}")
+        return __salt__["schema.read"](_text(host, source), f"salt/{source}")
     except ValueError as error:
         raise CommandExecutionError(str(error)) from error
 
 
-def _read(host, source):
-    """The text of a file of the state tree, through whatever serves it."""
+def _text(host, source):
+    """A file of the state tree, through whatever serves it."""
     path = __salt__["cp.cache_file"](f"salt://{source}")
     if not path:
         raise CommandExecutionError(f"salt://{source} can't be read from the file server.")
-    host["files"][path] = _stamp(path)
+    host.stamps[path] = _stamp(path)
     with open(path, encoding="utf-8") as file:
         return file.read()
 
 
-def _mapping(host, given, source, prefix=""):
+def _mapping(host, given, source, prefix):
     """What stands in the pillar, if it is a mapping."""
-    if given in (None, ""):
+    if not given:
         return {}
-    if not isinstance(given, dict):
-        host["errors"].append(f"{source}: {prefix.rstrip('.')} should be a mapping.")
-        return {}
-    return copy.deepcopy(dict(given))
+    if isinstance(given, dict):
+        return given
+    host.errors.append(f"{source}: {prefix.rstrip('.')} should be a mapping.")
+    return {}
 
 
-def _entry():
-    """The key of this host in the inventory: its id or a pattern."""
-    return __salt__["inventory.entry"]()
+def _own_settings(host):
+    """What the inventory sets for this host alone."""
+    entry = __salt__["inventory.entry"]()
+    facts = __pillar__["hosts"][entry]
+    for key in sorted(set(facts) - set(_HOST_KEYS)):
+        near = __salt__["schema.nearest"](key, _HOST_KEYS)
+        host.errors.append(
+            f"{_file('hosts')}: hosts.{entry}.{key} is unknown.{near} "
+            f"Known: {', '.join(_HOST_KEYS)}."
+        )
+    return facts.get("settings")
 
 
-def _own():
-    return (__pillar__.get("hosts") or {}).get(_entry()) or {}
+def _own_prefix():
+    return f"hosts.{__salt__['inventory.entry']()}.settings."
 
 
 def _file(name):

@@ -1,42 +1,64 @@
 """
 How much: the arithmetic behind every setting that is ``auto``.
 
-Each function computes one service's values from what the host has (the grain ``hardware``), the
-services that share it, and what the operator has set. Nothing here reads a file or asks Salt: the
-same arguments always give the same values. ``docs/tuning.md`` tells why the formulas are as they
-are.
+There is a function for each service. It computes the service's values from what the host has (the
+grain ``hardware``), the services that share it, what the operator has set and the number of sites.
+Nothing here reads a file or asks Salt: the same arguments always give the same values.
+``docs/tuning.md`` tells why the formulas are as they are.
 
-What the services of a host may use together stays below nine tenths of its RAM; more RAM never
-makes a value smaller.
+What the services of a host are promised together stays below nine tenths of its RAM, and more RAM
+never makes a value smaller. :func:`promised` adds up what given settings let each service use.
 """
 
 import math
-from collections import namedtuple
+import re
+import typing
 
 K, M, G = 1 << 10, 1 << 20, 1 << 30
 
-# Of a host's RAM, what may be promised; the rest is the kernel's, for buffers and page tables.
-PROMISED = 0.9
 
-# How services divide a host's RAM. Those with a ceiling get their part first, and what lies above
-# their ceiling goes to the others. Below `least` a service starts but does its work badly.
-Part = namedtuple("Part", "weight ceiling least")
+class Part(typing.NamedTuple):
+    """A service's part of a host's RAM, beside the other services there."""
+
+    weight: int
+    ceiling: int = None  # what it has no use for goes to the services without a ceiling
+    least: int = 0  # with less it may start, but does its work badly
+
+
+# How the services of a host divide its RAM. One that isn't named here needs next to nothing.
 PARTS = {
-    "salt_master": Part(12, 768 * M, 400 * M),
+    "salt_master": Part(12, 768 * M, 300 * M),
     "haproxy": Part(8, 8 * G, 32 * M),
     "nginx": Part(4, 512 * M, 16 * M),
     "pgbouncer": Part(2, 256 * M, 8 * M),
+    "rabbitmq": Part(10, 4 * G, 128 * M),
     "varnish": Part(15, None, 64 * M),
-    "uwsgi": Part(30, None, 150 * M),
-    "celery": Part(15, None, 150 * M),
-    "memcached": Part(8, None, 32 * M),
-    "redis": Part(8, None, 32 * M),
+    "uwsgi": Part(30, None, 128 * M),
+    "celery": Part(15, None, 128 * M),
+    "memcached": Part(9, None, 24 * M),
+    "redis": Part(8, None, 16 * M),
     "postgres": Part(30, None, 192 * M),
     "mariadb": Part(30, None, 256 * M),
 }
 
-# What a Python process that serves a site may use before it is replaced.
-PYTHON_PROCESS = 300 * M
+# What a Python process of a site may use before it is replaced.
+_PYTHON = 300 * M
+# A PostgreSQL backend beside its work_mem (caches of the catalogue, plans), and the helper processes.
+_POSTGRES_CONNECTION, _POSTGRES_HELPERS, _POSTGRES_VACUUMS = 3 * M, 12 * M, 3
+# A MariaDB connection (sort, join and read buffers, stack) and the server without its pool.
+_MARIADB_CONNECTION, _MARIADB_BASE = 3 * M, 22 * M
+# nginx: a worker, and a connection; a request that is handed on has two.
+_NGINX_WORKER, _NGINX_CONNECTION = 4 * M, 16 * K
+# HAProxy: itself, and a connection with a buffer for each direction and TLS.
+_HAPROXY_BASE, _HAPROXY_CONNECTION = 10 * M, 64 * K
+# A Varnish thread: stack and workspaces, as far as they are touched. There are two pools of them.
+_VARNISH_THREAD, _VARNISH_POOLS = 64 * K, 2
+# What Varnish uses for each byte that it stores: it keeps about 1k for each object beside it.
+_VARNISH_OBJECTS = 1.1
+# The part of what Memcached, Redis and RabbitMQ use that holds their data; the rest is for
+# bookkeeping, connections, and copies while Redis saves and RabbitMQ cleans up.
+_MEMCACHED_DATA, _REDIS_DATA, _RABBITMQ_DATA = 0.85, 0.6, 0.5
+_PGBOUNCER_CLIENT = 16 * K
 
 
 def share(hardware, services, service):
@@ -50,156 +72,138 @@ def share(hardware, services, service):
     service
         One of them.
 
-    Returns whole bytes and a line that says how they were found.
+    Returns whole bytes and how they were found, to be read.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-call --local tuning.share '{"ram_bytes": 8589934592}' '[postgres, os]' postgres
+        salt-call --local tuning.share '{ram_bytes: 8589934592}' '[os, postgres]' postgres
     """
-    ram = hardware["ram_bytes"]
-    free = max(0, PROMISED * ram - _system(ram))
+    ram = int(hardware["ram_bytes"])
+    free = max(0, ram * 9 // 10 - _system(ram))
+    whole = f"90 % of {_text(ram)} RAM - {_text(_system(ram))} for the system"
     present = {name: PARTS[name] for name in services if name in PARTS}
+    others = [name for name in present if name != service]
     total = sum(part.weight for part in present.values())
-    fixed = {
-        name: min(part.ceiling, free * part.weight / total)
+    capped = {
+        name: min(part.ceiling, free * part.weight // total)
         for name, part in present.items()
         if part.ceiling
     }
-    told = f"90 % of {_text(ram)} RAM less {_text(_system(ram))} for the system"
-    if service in fixed:
-        if len(present) == 1 and fixed[service] < PARTS[service].ceiling:
-            return int(fixed[service]), told
-        return int(fixed[service]), f"{_text(fixed[service])} of {told}"
-    rest = free - sum(fixed.values())
-    elastic = sum(part.weight for part in present.values() if not part.ceiling)
-    found = int(rest * present[service].weight / elastic)
-    if len(present) == 1:
-        return found, told
-    return found, f"a share of {_text(found)} beside {_others(present, service)}"
+    if service in capped:
+        found = capped[service]
+        if not others and found < PARTS[service].ceiling:
+            return found, f"{_text(found)} ({whole})"
+        beside = f" beside {', '.join(others)}" if others else ""
+        return found, f"{_text(found)} (of {whole}{beside}, at most {_text(PARTS[service].ceiling)})"
+    weights = sum(part.weight for part in present.values() if not part.ceiling)
+    found = (free - sum(capped.values())) * PARTS[service].weight // weights
+    if not others:
+        return found, f"{_text(found)} ({whole})"
+    return found, f"{_text(found)} (of {whole}, beside {', '.join(others)})"
 
 
-def postgres(hardware, services, settings, sites=1):
+def os(hardware, services, settings, sites=1):
     """
-    Connections and memory of PostgreSQL.
+    Limits of the kernel.
 
     hardware
         The grain ``hardware``.
     services
         The names of the services of this host.
     settings
-        What is set, by name of the key; ``auto`` where nothing is.
+        What is set for this service: key -> value, ``auto`` where nothing is.
     sites
         How many sites the host serves.
 
-    Returns a dictionary from key to ``(value, arithmetic)``.
+    Returns a dictionary from key to ``(value, how it was found)``.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'db1' settings.explain postgres
+        salt '*' settings.explain os
     """
-    part, told = share(hardware, services, "postgres")
-    ram, name = _basis(hardware, services, "postgres", part)
-    shared_buffers = _clamp(ram / 4, 16 * M, 8 * G)
-    maintenance = _clamp(ram / 16, M, 2 * G)
-    rest = max(0, part - _postgres_fixed(shared_buffers, maintenance))
-    connections = _clamp(rest / (_CONNECTION + 4 * M), 10, 300)
-    wanted = _set(settings, "max_connections", connections)
-    book = 2 * ram / wanted
-    bound = rest / wanted - _CONNECTION
-    work_mem = max(64 * K, min(book, bound))
+    ram = hardware["ram_bytes"]
+    background = _clamp(ram / 40, 16 * M, 256 * M)
     return {
-        "max_connections": (
-            connections,
-            f"{_text(rest)} left of {_text(part)} ({told}) / ({_text(_CONNECTION)} a connection "
-            "+ 4M of work_mem), 10 to 300",
+        "open_files": (
+            _clamp(hardware["open_files"], 1024, 1 << 20),
+            f"what the kernel allows this host ({hardware['open_files']}), at most 1048576",
         ),
-        "shared_buffers": (
-            _size(shared_buffers),
-            f"{_text(ram)} {name} / 4, 16M to 8G",
+        "dirty_background": (
+            _size(background),
+            f"{_text(ram)} RAM / 40, 16M to 256M: writing starts early and in small pieces",
         ),
-        "work_mem": (
-            _size(work_mem),
-            f"2 x {_text(ram)} {name} / {wanted} connections = {_text(book)}, bounded by "
-            f"{_text(rest)} left of {_text(part)} / {wanted} - {_text(_CONNECTION)} a connection "
-            f"= {_text(max(0, bound))}, at least 64k",
+        "dirty": (
+            _size(4 * background),
+            f"4 x {_text(background)} of dirty_background: writers wait before it takes long",
         ),
-        "maintenance_work_mem": (
-            _size(maintenance),
-            f"{_text(ram)} {name} / 16, 1M to 2G",
-        ),
-        "effective_cache_size": (
-            _size(max(M, ram / 2)),
-            f"{_text(ram)} {name} / 2",
+        "conntrack": (
+            _clamp(ram / (16 * K), 32768, 1 << 20),
+            f"one for each 16k of {_text(ram)} RAM (each takes 320 bytes), 32768 to 1048576",
         ),
     }
 
 
-# What a PostgreSQL backend needs beside work_mem: its caches of the catalogue, plans, buffers.
-_CONNECTION = 4 * M
-
-
-def _postgres_fixed(shared_buffers, maintenance):
-    """RAM of PostgreSQL that doesn't depend on connections: 12M for its helper processes, and
-    three autovacuum workers beside one VACUUM or CREATE INDEX by hand."""
-    return shared_buffers + 4 * maintenance + 12 * M
-
-
-def uwsgi(hardware, services, settings, sites=1):
+def haproxy(hardware, services, settings, sites=1):
     """
-    Processes of each site and their memory.
-
-    hardware, services, settings, sites
-        As in :func:`postgres`.
-
-    Returns a dictionary from key to ``(value, arithmetic)``.
+    Connections and threads. Arguments, return and example: as :func:`os`.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'app1' settings.explain uwsgi
+        salt 'lb1' settings.explain haproxy
     """
-    part, told = share(hardware, services, "uwsgi")
-    part //= sites
-    told += f", for each of {sites} sites" if sites > 1 else ""
-    cores = hardware["cores"]
-    crowd = _others({s: 1 for s in services if s in PARTS and s != "nginx"}, "uwsgi")
-    wanted, formula = (
-        (math.floor(cores) + 1, f"{cores:g} cores + 1 beside {crowd}")
-        if crowd
-        else (math.floor(2 * cores), f"2 x {cores:g} cores")
-    )
-    memory = _clamp(part, 32 * M, PYTHON_PROCESS)
-    each = _bytes(settings, "worker_memory", memory)
+    part, told = share(hardware, services, "haproxy")
+    by_ram = max(0, part - _HAPROXY_BASE) // _HAPROXY_CONNECTION
+    by_files = (hardware["open_files"] - 300) // 2
     return {
-        "worker_memory": (
-            _size(memory),
-            f"{_text(part)} ({told}), at most {_text(PYTHON_PROCESS)}",
+        "maxconn": (
+            max(100, min(by_ram, by_files) // 100 * 100),
+            f"({told} - {_text(_HAPROXY_BASE)}) / {_text(_HAPROXY_CONNECTION)} a connection = "
+            f"{by_ram}; {hardware['open_files']} open files, two a connection, allow {by_files}; "
+            "in hundreds",
         ),
-        "processes": (
-            _clamp(min(wanted, part // each), 1, 1024),
-            f"{formula} = {max(1, wanted)}, bounded by {_text(part)} ({told}) / {_text(each)} "
-            f"of worker_memory = {part // each}",
+        "threads": (_clamp(hardware["cores"], 1, 64), f"{hardware['cores']:g} cores, 1 to 64"),
+    }
+
+
+def varnish(hardware, services, settings, sites=1):
+    """
+    Storage and threads. Arguments, return and example: as :func:`os`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'cache1' settings.explain varnish
+    """
+    part, told = share(hardware, services, "varnish")
+    threads = _clamp(part * 0.15 / _VARNISH_POOLS / _VARNISH_THREAD, 100, 5000)
+    transient = max(2 * M, part // 10)
+    rest = part - threads * _VARNISH_POOLS * _VARNISH_THREAD - transient
+    storage = max(16 * M, min(part * 0.65, rest / _VARNISH_OBJECTS))
+    return {
+        "storage": (
+            _size(storage),
+            f"65 % of {told}, as far as threads, what passes through and 1k an object leave it; "
+            "at least 16M",
         ),
-        "listen": (
-            min(1024, hardware["somaxconn"]),
-            f"1024, at most the kernel's somaxconn of {hardware['somaxconn']}",
+        "transient": (_size(transient), f"10 % of {told}, at least 2M"),
+        "threads_max": (
+            threads,
+            f"15 % of {told} / {_VARNISH_POOLS} pools / {_text(_VARNISH_THREAD)} a thread, "
+            "100 to 5000",
         ),
     }
 
 
 def nginx(hardware, services, settings, sites=1):
     """
-    Worker processes and their connections.
-
-    hardware, services, settings, sites
-        As in :func:`postgres`.
-
-    Returns a dictionary from key to ``(value, arithmetic)``.
+    Workers and their connections. Arguments, return and example: as :func:`os`.
 
     CLI Example:
 
@@ -209,94 +213,351 @@ def nginx(hardware, services, settings, sites=1):
     """
     part, told = share(hardware, services, "nginx")
     cores = max(1, math.floor(hardware["cores"]))
-    files = (hardware["open_files"] - 100) // 2
-    by_ram = part // 2 // (_NGINX_CONNECTION * cores)
+    by_ram = part // 2 // cores // _NGINX_CONNECTION
+    by_files = (hardware["open_files"] - 100) // 2
+    connections = max(64, min(by_ram, by_files, 16384))
     return {
         "workers": (
             _clamp(min(cores, part // 2 // _NGINX_WORKER), 1, 1024),
-            f"one for each of {cores} cores, in half of {_text(part)} ({told}) at "
-            f"{_text(_NGINX_WORKER)} each",
+            f"{hardware['cores']:g} cores, as far as half of {told} holds workers of "
+            f"{_text(_NGINX_WORKER)}",
         ),
         "connections": (
-            max(64, min(by_ram, files, 16384)),
-            f"half of {_text(part)} ({told}) / {cores} cores / {_text(_NGINX_CONNECTION)} a "
-            f"connection = {by_ram}; {hardware['open_files']} open files allow {files}; "
+            connections,
+            f"half of {told} / {cores} cores / {_text(_NGINX_CONNECTION)} a connection = {by_ram}; "
+            f"{hardware['open_files']} open files, two a connection, allow {by_files}; "
             "64 to 16384",
         ),
     }
 
 
-_NGINX_WORKER = 4 * M
-_NGINX_CONNECTION = 16 * K  # half of what a request needs that is handed on: it has two
-
-
-def varnish(hardware, services, settings, sites=1):
+def uwsgi(hardware, services, settings, sites=1):
     """
-    Storage and threads of Varnish.
-
-    hardware, services, settings, sites
-        As in :func:`postgres`.
-
-    Returns a dictionary from key to ``(value, arithmetic)``.
+    Each site's processes. Arguments, return and example: as :func:`os`.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'cache1' settings.explain varnish
+        salt 'app1' settings.explain uwsgi
     """
-    part, told = share(hardware, services, "varnish")
-    threads = part * 0.15 / (2 * _VARNISH_THREAD)
-    return {
-        "storage": (
-            _size(max(16 * M, part * 0.65)),
-            f"65 % of {_text(part)} ({told}); the rest is for threads, what passes through and "
-            "1k for each object",
-        ),
-        "threads_max": (
-            _clamp(threads, 100, 5000),
-            f"15 % of {_text(part)} ({told}) / 2 pools / {_text(_VARNISH_THREAD)} a thread, "
-            "100 to 5000",
-        ),
-    }
+    cores = hardware["cores"]
+    others = [name for name in services if name in PARTS and name not in ("uwsgi", "nginx")]
+    if others:
+        wanted, formula = math.floor(cores) + 1, f"{cores:g} cores + 1, beside {', '.join(others)}"
+    else:
+        wanted, formula = math.floor(2 * cores), f"2 x {cores:g} cores"
+    found = _python(hardware, services, settings, sites, "uwsgi", "processes", wanted, formula)
+    found["listen"] = (
+        min(1024, hardware["somaxconn"]),
+        f"1024, at most the kernel's somaxconn ({hardware['somaxconn']})",
+    )
+    return found
 
 
-_VARNISH_THREAD = 64 * K  # stack and workspaces, as far as they are touched
-
-
-def haproxy(hardware, services, settings, sites=1):
+def celery(hardware, services, settings, sites=1):
     """
-    Connections and threads of HAProxy.
-
-    hardware, services, settings, sites
-        As in :func:`postgres`.
-
-    Returns a dictionary from key to ``(value, arithmetic)``.
+    Each site's worker processes, of all its queues together. Arguments, return and example: as
+    :func:`os`.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'lb1' settings.explain haproxy
+        salt 'worker1' settings.explain celery
     """
-    part, told = share(hardware, services, "haproxy")
-    by_ram = int(max(0, part - _HAPROXY_BASE) // _HAPROXY_CONNECTION)
-    by_files = (hardware["open_files"] - 300) // 2
+    cores = hardware["cores"]
+    others = [name for name in services if name in PARTS and name not in ("celery", "rabbitmq")]
+    if others:
+        wanted, formula = math.floor(cores), f"{cores:g} cores, beside {', '.join(others)}"
+    else:
+        wanted, formula = math.floor(2 * cores), f"2 x {cores:g} cores"
+    return _python(hardware, services, settings, sites, "celery", "concurrency", wanted, formula)
+
+
+def _python(hardware, services, settings, sites, service, key, wanted, formula):
+    """Processes of a site's code: as many as wanted, as far as RAM holds them."""
+    part, told = share(hardware, services, service)
+    part //= sites
+    told += f" / {sites} sites" if sites > 1 else ""
+    memory = _clamp(part, M, _PYTHON)
+    each = _bytes(_set(settings, "worker_memory", memory))
     return {
-        "maxconn": (
-            max(100, min(by_ram, by_files) // 100 * 100),
-            f"{_text(part)} ({told}) less {_text(_HAPROXY_BASE)} / {_text(_HAPROXY_CONNECTION)} "
-            f"a connection = {by_ram}; {hardware['open_files']} open files allow {by_files}",
-        ),
-        "threads": (
-            _clamp(hardware["cores"], 1, 64),
-            f"one for each of {hardware['cores']:g} cores, at most 64",
+        "worker_memory": (_size(memory), f"{_text(_PYTHON)}, at most {told}"),
+        key: (
+            _clamp(min(wanted, part // each), 1, 1024),
+            f"{formula} = {max(1, wanted)}; {told} holds {part // each} of "
+            f"{_text(each)} worker_memory",
         ),
     }
 
 
-_HAPROXY_BASE = 10 * M
-_HAPROXY_CONNECTION = 64 * K  # two buffers of 16k for each side, and TLS
+def memcached(hardware, services, settings, sites=1):
+    """
+    Memory and threads. Arguments, return and example: as :func:`os`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'cache1' settings.explain memcached
+    """
+    part, told = share(hardware, services, "memcached")
+    return {
+        "memory": (
+            _size(max(16 * M, part * _MEMCACHED_DATA)),
+            f"85 % of {told}, at least 16M; the rest is for its index and connections",
+        ),
+        "threads": (_clamp(hardware["cores"], 4, 16), f"{hardware['cores']:g} cores, 4 to 16"),
+    }
+
+
+def redis(hardware, services, settings, sites=1):
+    """
+    Memory. Arguments, return and example: as :func:`os`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'cache1' settings.explain redis
+    """
+    part, told = share(hardware, services, "redis")
+    return {
+        "memory": (
+            _size(max(8 * M, part * _REDIS_DATA)),
+            f"60 % of {told}, at least 8M; the rest is for copies of what changes while it saves",
+        ),
+    }
+
+
+def rabbitmq(hardware, services, settings, sites=1):
+    """
+    Memory. Arguments, return and example: as :func:`os`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'worker1' settings.explain rabbitmq
+    """
+    part, told = share(hardware, services, "rabbitmq")
+    return {
+        "memory": (
+            _size(part * _RABBITMQ_DATA),
+            f"half of {told}: it may need as much again while it cleans up",
+        ),
+    }
+
+
+def postgres(hardware, services, settings, sites=1):
+    """
+    Connections, memory and costs. Arguments, return and example: as :func:`os`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'db1' settings.explain postgres
+    """
+    part, told = share(hardware, services, "postgres")
+    ram, basis = _basis(hardware, services, "postgres", part)
+    buffers = _clamp(ram / 4, 16 * M, 8 * G)
+    maintenance = _clamp(ram / 16, M, 2 * G)
+    vacuum = _clamp(maintenance / 4, M, 2 * G)
+    fixed = buffers + maintenance + _POSTGRES_VACUUMS * vacuum + _POSTGRES_HELPERS
+    rest = max(0, part - fixed)
+    connections = _clamp(rest / (_POSTGRES_CONNECTION + 4 * M), 10, 300)
+    wanted = _set(settings, "max_connections", connections)
+    book = 2 * ram // wanted
+    bound = max(0, rest // wanted - _POSTGRES_CONNECTION)
+    turns = bool(hardware["rotational"])
+    disk = "the disk turns: moving its head costs" if turns else "the disk doesn't turn"
+    return {
+        "max_connections": (
+            connections,
+            f"({told} - {_text(fixed)} for buffers and maintenance) / "
+            f"({_text(_POSTGRES_CONNECTION)} + 4M of work_mem) a connection, 10 to 300",
+        ),
+        "shared_buffers": (_size(buffers), f"{basis} / 4, 16M to 8G"),
+        "work_mem": (
+            _size(max(64 * K, min(book, bound))),
+            f"2 x {basis} / {wanted} connections = {_text(book)}, bounded by ({told} - "
+            f"{_text(fixed)} for buffers and maintenance) / {wanted} - "
+            f"{_text(_POSTGRES_CONNECTION)} = {_text(bound)}, at least 64k",
+        ),
+        "maintenance_work_mem": (_size(maintenance), f"{basis} / 16, 1M to 2G"),
+        "autovacuum_work_mem": (
+            _size(vacuum),
+            f"{_text(maintenance)} of maintenance_work_mem / 4, at least 1M: "
+            f"{_POSTGRES_VACUUMS} may run at once",
+        ),
+        "effective_cache_size": (_size(max(M, ram / 2)), f"{basis} / 2"),
+        "random_page_cost": (4.0 if turns else 1.1, disk),
+        "effective_io_concurrency": (2 if turns else 200, disk),
+    }
+
+
+def pgbouncer(hardware, services, settings, sites=1):
+    """
+    Clients, and connections to the database for each site. Arguments, return and example: as
+    :func:`os`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'db1' settings.explain pgbouncer
+    """
+    part, told = share(hardware, services, "pgbouncer")
+    cores = hardware["cores"]
+    by_ram = part // _PGBOUNCER_CLIENT
+    by_files = hardware["open_files"] - 1000
+    pool, formula = _clamp(8 * cores, 20, 200), f"8 x {cores:g} cores, 20 to 200"
+    if "postgres" in services:
+        connections = postgres(hardware, services, {}, sites)["max_connections"][0]
+        room = max(1, connections * 8 // 10 // sites)
+        formula += f"; 80 % of {connections} connections / {sites} sites = {room}"
+        pool = min(pool, room)
+    return {
+        "max_clients": (
+            max(100, min(by_ram, by_files, 5000)),
+            f"{told} / {_text(_PGBOUNCER_CLIENT)} = {by_ram}; {hardware['open_files']} open files "
+            f"allow {by_files}; 100 to 5000",
+        ),
+        "pool_size": (pool, formula),
+    }
+
+
+def mariadb(hardware, services, settings, sites=1):
+    """
+    Connections and memory. Arguments, return and example: as :func:`os`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'db1' settings.explain mariadb
+    """
+    part, told = share(hardware, services, "mariadb")
+    ram, basis = _basis(hardware, services, "mariadb", part)
+    connections = _clamp(part / 8 / _MARIADB_CONNECTION, 10, 300)
+    wanted = _set(settings, "max_connections", connections)
+    book = ram * 8 // 10
+    bound = (part - _MARIADB_BASE - wanted * _MARIADB_CONNECTION) * 10 // 11
+    pool = max(16 * M, min(book, bound))
+    if pool > 128 * M:  # the server would round up to a whole number of its chunks
+        pool = pool // (128 * M) * 128 * M
+    return {
+        "max_connections": (
+            connections,
+            f"an eighth of {told} / {_text(_MARIADB_CONNECTION)} a connection, 10 to 300",
+        ),
+        "innodb_buffer_pool_size": (
+            _size(pool),
+            f"80 % of {basis} = {_text(book)}, bounded by ({told} - {_text(_MARIADB_BASE)} - "
+            f"{wanted} connections of {_text(_MARIADB_CONNECTION)}) / 1.1 = "
+            f"{_text(max(0, bound))}, in steps of 128M",
+        ),
+    }
+
+
+def promised(settings, sites=1):
+    """
+    The RAM that settings let each service of a host use.
+
+    settings
+        Service -> key -> value, with nothing left ``auto``.
+    sites
+        How many sites the host serves.
+
+    Returns a dictionary from service to whole bytes. The system itself isn't among them.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local tuning.promised '{redis: {memory: 600M}}'
+    """
+    return {
+        name: int(_PROMISES[name](values, sites))
+        for name, values in settings.items()
+        if name in _PROMISES
+    }
+
+
+def warnings(hardware, services, settings, sites=1):
+    """
+    What about a host's RAM its operator should know.
+
+    hardware, services, sites
+        As for :func:`os`.
+    settings
+        As for :func:`promised`.
+
+    Returns a list of sentences.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' settings.check
+    """
+    found = []
+    for name in services:
+        if name not in PARTS:
+            continue
+        part, told = share(hardware, services, name)
+        if part < PARTS[name].least:
+            found.append(
+                f"This host is too small for {name}: its share is {told}, it should be "
+                f"{_text(PARTS[name].least)}. Give the host more RAM or fewer roles."
+            )
+    ram = hardware["ram_bytes"]
+    promises = {"the system": _system(ram), **promised(settings, sites)}
+    total = sum(promises.values())
+    if total > ram * 9 // 10:
+        parts = ", ".join(f"{name} {_text(amount)}" for name, amount in promises.items())
+        found.append(
+            f"The settings promise {_text(total)} ({parts}), which is more than 90 % of "
+            f"{_text(ram)} RAM. See `settings.diff` for what was set by hand."
+        )
+    return found
+
+
+def _promised_postgres(values, _sites):
+    maintenance = _bytes(values["maintenance_work_mem"])
+    vacuum = _bytes(values.get("autovacuum_work_mem", maintenance))
+    each = _bytes(values["work_mem"]) + _POSTGRES_CONNECTION
+    fixed = maintenance + _POSTGRES_VACUUMS * vacuum + _POSTGRES_HELPERS
+    return _bytes(values["shared_buffers"]) + fixed + values["max_connections"] * each
+
+
+def _promised_mariadb(values, _sites):
+    connections = values["max_connections"] * _MARIADB_CONNECTION
+    return _bytes(values["innodb_buffer_pool_size"]) * 1.1 + _MARIADB_BASE + connections
+
+
+def _promised_varnish(values, _sites):
+    threads = values["threads_max"] * _VARNISH_POOLS * _VARNISH_THREAD
+    storage = _bytes(values["storage"]) * _VARNISH_OBJECTS
+    return storage + threads + _bytes(values.get("transient", 0))
+
+
+# What settings let a service use: (values, sites) -> bytes.
+_PROMISES = {
+    "haproxy": lambda v, _: _HAPROXY_BASE + v["maxconn"] * _HAPROXY_CONNECTION,
+    "varnish": _promised_varnish,
+    "nginx": lambda v, _: v["workers"] * (_NGINX_WORKER + v["connections"] * _NGINX_CONNECTION),
+    "uwsgi": lambda v, sites: sites * v["processes"] * _bytes(v["worker_memory"]),
+    "celery": lambda v, sites: sites * v["concurrency"] * _bytes(v["worker_memory"]),
+    "memcached": lambda v, _: _bytes(v["memory"]) / _MEMCACHED_DATA,
+    "redis": lambda v, _: _bytes(v["memory"]) / _REDIS_DATA,
+    "rabbitmq": lambda v, _: _bytes(v["memory"]) / _RABBITMQ_DATA,
+    "postgres": _promised_postgres,
+    "pgbouncer": lambda v, _: v["max_clients"] * _PGBOUNCER_CLIENT,
+    "mariadb": _promised_mariadb,
+}
 
 
 def _system(ram):
@@ -306,12 +567,10 @@ def _system(ram):
 
 def _basis(hardware, services, service, part):
     """The RAM that a book's formula means: all of it on a host of one's own, else one's share."""
-    alone = not _others({name: 1 for name in services if name in PARTS}, service)
-    return (hardware["ram_bytes"], "RAM") if alone else (part, "of share")
-
-
-def _others(present, service):
-    return ", ".join(name for name in present if name != service)
+    others = [name for name in services if name in PARTS and name not in (service, "pgbouncer")]
+    if others:
+        return part, f"{_text(part)} of share"
+    return int(hardware["ram_bytes"]), f"{_text(hardware['ram_bytes'])} RAM"
 
 
 def _set(settings, key, computed):
@@ -320,9 +579,12 @@ def _set(settings, key, computed):
     return computed if value == "auto" else value
 
 
-def _bytes(settings, key, computed):
-    value = _set(settings, key, computed)
-    return getattr(value, "bytes", value)
+def _bytes(value):
+    """Bytes of a size as operators write it, or of a number of bytes."""
+    if not isinstance(value, str):
+        return value
+    amount, unit = re.fullmatch(r"(\d+)([BkMG])", value).groups()
+    return int(amount) * {"B": 1, "k": K, "M": M, "G": G}[unit]
 
 
 def _clamp(value, least, most):
@@ -335,6 +597,4 @@ def _size(number):
     return f"{number // M}M" if number >= M else f"{number // K}k"
 
 
-def _text(number):
-    """A size for eyes."""
-    return _size(number)
+_text = _size
