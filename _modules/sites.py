@@ -63,7 +63,8 @@ def paths(name):
         The site's name. It needn't be in the pillar: a removed site's parts are found too.
 
     Returns a dictionary of absolute paths: ``root``, ``releases``, ``current``, ``repo``,
-    ``virtualenvs``, ``shared``, ``static``, ``media``, ``env_file``, ``run``, ``socket``.
+    ``virtualenvs``, ``build``, ``deploy``, ``shared``, ``static``, ``media``, ``env_file``,
+    ``run``, ``control``, ``socket``.
 
     CLI Example:
 
@@ -80,12 +81,16 @@ def paths(name):
         "current": root / "current",
         "repo": root / "repo",
         "virtualenvs": root / "virtualenvs",
+        "build": root / "build",
+        "deploy": root / "deploy",
         "shared": root / "shared",
         "static": root / "shared" / "static",
         "media": root / "shared" / "media",
         "env_file": root / "shared" / ".env",
         "run": run,
-        "socket": run / "live.sock",
+        "control": run / "control",
+        # On the disk, not in `run`: after a boot the site is as it was before.
+        "socket": root / "live.sock",
     }
     return {key: str(path) for key, path in found.items()}
 

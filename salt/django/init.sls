@@ -32,17 +32,28 @@ django/{{ name }}/builder:
     - system: True
     - usergroup: True
     - groups: [{{ user }}]
-    - home: {{ paths.root }}/build
+    - home: {{ paths.build }}
     - createhome: False
     - shell: /usr/sbin/nologin
     - require:
       - user: django/{{ name }}/user
 
-django/{{ name }}/folders:
+# What root itself writes: which release is live, its history. The builder has no say in it.
+django/{{ name }}/root:
   file.directory:
     - names:
       - {{ paths.root }}
-      - {{ paths.root }}/build
+      - {{ paths.deploy }}
+    - user: root
+    - group: root
+    - mode: '0755'
+    - require:
+      - file: django/root
+
+django/{{ name }}/folders:
+  file.directory:
+    - names:
+      - {{ paths.build }}
       - {{ paths.releases }}
       - {{ paths.repo }}
       - {{ paths.virtualenvs }}
@@ -53,7 +64,7 @@ django/{{ name }}/folders:
     - makedirs: True
     - require:
       - user: django/{{ name }}/builder
-      - file: django/root
+      - file: django/{{ name }}/root
 
 django/{{ name }}/shared:
   file.directory:

@@ -1,4 +1,4 @@
-"""What every request passes: its id and release, and no session for strangers."""
+"""What every request passes: its id, and no session for strangers."""
 
 import re
 import uuid
@@ -13,7 +13,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def request_id(get_response):
-    """Log under the id that the balancer gave the request; say which release answers."""
+    """Log under the id that the balancer gave the request."""
 
     def middleware(request):
         given = request.headers.get("X-Request-ID", "")
@@ -22,7 +22,6 @@ def request_id(get_response):
         current_request_id.set(request.id)
         response = get_response(request)
         response["X-Request-ID"] = request.id
-        response["X-Release"] = settings.RELEASE
         return response
 
     return middleware

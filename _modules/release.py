@@ -1,0 +1,668 @@
+"""
+Releases of a site on this host: what git and the package tools make, before anything runs it.
+
+A release is the code of one commit in ``releases/<name>``; its name, ``<time of the commit>-<SHA>``,
+is the same on every host. Its dependencies are in a virtualenv that releases with the same
+requirements share. Everything is built by the site's builder, and complete before it gets its
+name. What is known of a release stands in ``deploy/releases/<name>.json``, which only root writes.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import time
+
+from salt.exceptions import CommandExecutionError
+
+_SHA = re.compile(r"[0-9a-f]{40}")
+_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
+_TOOL = "salt://django/files/release.py"
+_UV_PATH = "/usr/local/bin:/usr/bin:/bin:/opt/saltern/bin"
+
+
+def fetch(site, rev):
+    """
+    Fetch a revision of a site's repository into its mirror on this host.
+
+    site
+        The site's name.
+    rev
+        A branch, a tag or a SHA (7 digits or more).
+
+    Returns ``release``, ``sha``, ``committed`` (seconds since 1970) and ``subject``. A full SHA
+    that is here already is not looked for elsewhere. Raises ``CommandExecutionError`` if the
+    repository can't be reached or has no such revision.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app1' release.fetch newsroom main
+    """
+    facts = __salt__["sites.get"](site)
+    repo = __salt__["sites.paths"](site)["repo"]
+    if not os.path.exists(f"{repo}/HEAD"):
+        _git(site, ["init", "--quiet", "--bare", repo], task="git init")
+    sha = rev if _SHA.fullmatch(rev) and _has(site, rev) else None
+    if not sha:
+        _fetch_all(site, facts, rev)
+        sha = _resolve(site, rev)
+    shown = _git(site, ["show", "--no-patch", "--format=%ct %s", sha]).strip()
+    committed, _, subject = shown.partition(" ")
+    name = time.strftime("%Y%m%d-%H%M%S", time.gmtime(int(committed))) + f"-{sha[:8]}"
+    return {"release": name, "sha": sha, "committed": int(committed), "subject": subject[:100]}
+
+
+def build(site, fetched, force=False):
+    """
+    Check out a fetched revision and make, or find, the virtualenv that it needs.
+
+    site
+        The site's name.
+    fetched
+        What :func:`fetch` returned.
+    force
+        Build again what is complete already.
+
+    Returns what is known of the release (see :func:`info`), and ``built`` and ``installed``:
+    whether the code and the virtualenv are new. Raises ``CommandExecutionError`` with the last
+    lines of what failed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app1' release.build newsroom "$(salt --out=newline_values_only app1 release.fetch …)"
+    """
+    known = info(site, fetched["release"])
+    if known and not force and os.path.isdir(known["code"]) and _complete(known["virtualenv"]):
+        return {**known, "built": False, "installed": False}
+    facts = __salt__["sites.get"](site)
+    where = f"{__salt__['sites.paths'](site)['releases']}/{fetched['release']}"
+    beside = f"{where}.new-{os.getpid()}"
+    _sweep(site)
+    try:
+        _check_out(site, facts, fetched["sha"], beside)
+        folder = _folder(facts, beside, fetched["sha"])
+        virtualenv, installed = _virtualenv(site, facts, folder, fetched["sha"], force)
+        _compile(site, virtualenv, beside)
+        shutil.rmtree(where, ignore_errors=True)
+        os.rename(beside, where)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    _flush(where)
+    found = {
+        "release": fetched["release"],
+        "sha": fetched["sha"],
+        "committed": fetched["committed"],
+        "subject": fetched["subject"],
+        "root": where,
+        "code": _folder(facts, where, fetched["sha"]),
+        "static": f"{where}/.saltern/static",
+        "virtualenv": virtualenv,
+        "at": int(time.time()),
+    }
+    note(site, fetched["release"], found)
+    return {**found, "built": True, "installed": installed}
+
+
+def tool(site, release, action, options, timeout=1800, task=None):
+    """
+    Run one action of ``salt/django/files/release.py`` with a release's own Python and code.
+
+    site
+        The site's name.
+    release
+        The release's name.
+    action
+        ``prepare``, ``pending`` or ``migrate``.
+    options
+        A dictionary that the action reads. It shows in the process list: no secrets.
+    timeout
+        Seconds.
+    task
+        What is done, for the error message.
+
+    Returns the action's result, a dictionary. Raises ``CommandExecutionError`` with its last lines.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app1' release.tool newsroom 20260102-030405-1a2b3c4d pending '{}'
+    """
+    known = must(site, release)
+    cached = __salt__["cp.cache_file"](_TOOL)
+    if not cached:
+        raise CommandExecutionError(f"{_TOOL} can't be read from the file server.")
+    output = __salt__["commands.run"](
+        site,
+        [f"{known['virtualenv']}/bin/python", "-", action, json.dumps(options)],
+        build=True,
+        env=environment(site, release),
+        cwd=known["code"],
+        stdin=pathlib.Path(cached).read_text(encoding="utf-8"),
+        timeout=timeout,
+        task=task or action,
+    )
+    return json.loads(output.rpartition("\nsaltern:")[2])
+
+
+def environment(site, release):
+    """
+    The environment variables that a site's code gets in a release. They hold secrets.
+
+    site
+        The site's name.
+    release
+        The release's name.
+
+    Returns a dictionary of strings.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app1' release.environment newsroom 20260102-030405-1a2b3c4d
+    """
+    known = must(site, release)
+    return {
+        **__salt__["sites.environment"](site),
+        "STATIC_ROOT": known["static"],
+        "RELEASE": release,
+        "VIRTUAL_ENV": known["virtualenv"],
+    }
+
+
+def list_(site):
+    """
+    The complete releases of a site on this host.
+
+    site
+        The site's name.
+
+    Returns a list of names, the oldest commit first.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app*' release.list newsroom
+    """
+    folder = pathlib.Path(_notes(site))
+    names = (path.stem for path in folder.glob("*.json")) if folder.is_dir() else ()
+    return sorted(name for name in names if info(site, name))
+
+
+def info(site, release):
+    """
+    What is known of a release on this host.
+
+    site
+        The site's name.
+    release
+        The release's name.
+
+    Returns a dictionary: ``release``, ``sha``, ``committed``, ``subject``, ``root`` (its folder),
+    ``code`` (the folder of its manage.py), ``static``, ``virtualenv``, ``at`` (when it was built),
+    and what later phases noted: ``prepared``, ``bad``. ``None`` if it isn't here.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app1' release.info newsroom 20260102-030405-1a2b3c4d
+    """
+    if not _NAME.fullmatch(release or ""):
+        return None
+    try:
+        with open(f"{_notes(site)}/{release}.json", encoding="utf-8") as file:
+            known = json.load(file)
+    except (FileNotFoundError, ValueError):
+        return None
+    return known if os.path.isdir(known["root"]) else None
+
+
+def must(site, release):
+    """
+    What is known of a release, as :func:`info` returns it; an error if it isn't on this host.
+
+    site
+        The site's name.
+    release
+        The release's name.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app1' release.must newsroom 20260102-030405-1a2b3c4d
+    """
+    known = info(site, release)
+    if not known:
+        here = ", ".join(list_(site)) or "none"
+        raise CommandExecutionError(f"{site} has no release {release!r} here. Releases: {here}.")
+    return known
+
+
+def note(site, release, facts):
+    """
+    Add to what is known of a release; a value of ``None`` takes a fact away.
+
+    site
+        The site's name.
+    release
+        The release's name.
+    facts
+        A dictionary.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app1' release.note newsroom 20260102-030405-1a2b3c4d '{bad: "answers 500"}'
+    """
+    known = {**(info(site, release) or {}), **facts}
+    known = {key: value for key, value in known.items() if value is not None}
+    os.makedirs(_notes(site), mode=0o755, exist_ok=True)
+    path = f"{_notes(site)}/{release}.json"
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        json.dump(known, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.new", path)
+
+
+def changes(site, old, new):
+    """
+    The commits that lie between two releases.
+
+    site
+        The site's name.
+    old, new
+        Names of releases on this host.
+
+    Returns a list of ``<SHA> <subject>``, the newest first, at most 50.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app1' deploy.plan newsroom
+    """
+    between = f"{must(site, old)['sha']}..{must(site, new)['sha']}"
+    return _git(site, ["log", "--oneline", "--no-decorate", "-n50", between]).splitlines()
+
+
+def prune(site, keep):
+    """
+    Remove releases, the virtualenvs and the served files that no other release needs.
+
+    site
+        The site's name.
+    keep
+        Names of the releases that stay.
+
+    Returns the names of what was removed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app1' deploy.prune newsroom
+    """
+    paths = __salt__["sites.paths"](site)
+    gone = [name for name in list_(site) if name not in keep]
+    for name in gone:
+        _remove(site, name, info(site, name)["root"])
+    kept = [info(site, name) for name in list_(site)]
+    used = {os.path.basename(known["virtualenv"]) for known in kept}
+    for name in _entries(paths["virtualenvs"]):
+        if name not in used:
+            shutil.rmtree(f"{paths['virtualenvs']}/{name}", ignore_errors=True)
+            gone.append(f"virtualenv {name}")
+    for name in _entries(paths["releases"]):
+        if not os.path.exists(f"{_notes(site)}/{name}.json"):
+            shutil.rmtree(f"{paths['releases']}/{name}", ignore_errors=True)
+            gone.append(f"unfinished {name}")
+    if gone:
+        _prune_static(paths["static"], [known["static"] for known in kept])
+    return gone
+
+
+# --- git
+
+
+def _git(site, command, task=None, env=None, timeout=600, cwd=None):
+    return __salt__["commands.run"](
+        site,
+        ["git", f"--git-dir={__salt__['sites.paths'](site)['repo']}", *command]
+        if cwd is None
+        else ["git", *command],
+        build=True,
+        env={"GIT_TERMINAL_PROMPT": "0", "GIT_ADVICE": "0", **(env or {})},
+        cwd=cwd,
+        timeout=timeout,
+        task=task or f"git {command[0]}",
+    )
+
+
+def _has(site, sha):
+    try:
+        _git(site, ["cat-file", "-e", f"{sha}^{{commit}}"])
+    except CommandExecutionError:
+        return False
+    return True
+
+
+def _fetch_all(site, facts, rev):
+    """Bring the mirror up to date. What an interrupted fetch left behind doesn't stop this one."""
+    if not facts["repository"]:
+        raise CommandExecutionError(
+            f"sites.{site}.repository isn't set in "
+            f"pillar/environments/{__pillar__.get('environment')}/sites.yaml."
+        )
+    command = ["fetch", "--quiet", "--force", "--prune", "--no-auto-gc"]
+    if facts["shallow"]:
+        command += ["--depth=1", facts["repository"], f"+{rev}:refs/heads/{rev}"]
+    else:
+        command += [facts["repository"], "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
+    with _credentials(site, facts["repository"]) as env:
+        try:
+            _git(site, command, task=f"Fetching from {facts['repository']}", env=env)
+        except CommandExecutionError as error:
+            if not _mend(site, str(error)):
+                raise
+            _git(site, command, task=f"Fetching from {facts['repository']}", env=env)
+
+
+def _mend(site, error):
+    """Whether a mirror that a crash damaged was put right: locks removed, or begun anew."""
+    repo = pathlib.Path(__salt__["sites.paths"](site)["repo"])
+    # The ship's lock is ours, so no other git works here.
+    stale = [path for path in repo.rglob("*.lock") if path.is_file()]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    broken = re.search(r"corrupt|loose object|bad object|unable to read|not a git repo", error)
+    if not broken:
+        return bool(stale)
+    for path in repo.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    _git(site, ["init", "--quiet", "--bare", str(repo)], task="git init")
+    return True
+
+
+@contextlib.contextmanager
+def _credentials(site, repository):
+    """
+    The environment that lets git into a private repository: nothing of it shows in a process list.
+
+    ``secrets:sites:<site>:deploy_key`` (with ``known_hosts``) for ssh, ``token`` for https.
+    """
+    secrets = ((__pillar__.get("secrets") or {}).get("sites") or {}).get(site) or {}
+    if repository.startswith("https://") and secrets.get("token"):
+        helper = (
+            '!f() { test "$1" = get && echo username=x-access-token && '
+            'echo "password=$SALTERN_GIT_TOKEN"; }; f'
+        )
+        host = re.match(r"https://(?:[^/@]*@)?([^/]+)", repository)[1]
+        yield {
+            "SALTERN_GIT_TOKEN": secrets["token"],
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": f"credential.https://{host}.helper",
+            "GIT_CONFIG_VALUE_0": helper,
+        }
+        return
+    if not secrets.get("deploy_key"):
+        yield {}
+        return
+    if not secrets.get("known_hosts"):
+        raise CommandExecutionError(
+            f"secrets:sites:{site} has a deploy_key but no known_hosts: add the line of the "
+            "repository's host (ssh-keyscan shows it; compare it with what the host publishes)."
+        )
+    folder = f"/run/saltern-key-{site}-{os.getpid()}"
+    os.mkdir(folder, mode=0o700)
+    try:
+        for name in ("deploy_key", "known_hosts"):
+            descriptor = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(secrets[name].rstrip() + "\n")
+            shutil.chown(f"{folder}/{name}", __salt__["sites.builder"](site))
+        shutil.chown(folder, __salt__["sites.builder"](site))
+        yield {
+            "GIT_SSH_COMMAND": f"ssh -F /dev/null -i {folder}/deploy_key -o IdentitiesOnly=yes "
+            f"-o UserKnownHostsFile={folder}/known_hosts -o StrictHostKeyChecking=yes "
+            "-o BatchMode=yes -o ConnectTimeout=15"
+        }
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _resolve(site, rev):
+    """The SHA of a branch, a tag or an abbreviated SHA."""
+    candidates = [f"refs/heads/{rev}", f"refs/tags/{rev}"]
+    if re.fullmatch(r"[0-9a-f]{7,40}", rev):
+        candidates.append(rev)
+    found = {}
+    for candidate in candidates:
+        try:
+            sha = _git(site, ["rev-parse", "--quiet", "--verify", f"{candidate}^{{commit}}"])
+        except CommandExecutionError:
+            continue
+        found.setdefault(sha.strip(), candidate)
+    if not found:
+        raise CommandExecutionError(
+            f"The repository of {site} has no branch, tag or commit {rev!r}. A revision that looks "
+            f"like a number is typed with two pairs of quotes: rev='\"1.10\"'."
+        )
+    if len(found) > 1:
+        raise CommandExecutionError(
+            f"{rev!r} means different commits: {', '.join(found.values())}. Name one of them "
+            f"by its SHA: {', '.join(found)}."
+        )
+    return next(iter(found))
+
+
+def _check_out(site, facts, sha, folder):
+    """The files of a commit, with its submodules, and nothing of git's own."""
+    paths = __salt__["sites.paths"](site)
+    command = ["clone", "--quiet", "--shared", "--no-checkout", paths["repo"], folder]
+    _git(site, command, cwd=paths["releases"])
+    _git(site, ["checkout", "--quiet", "--detach", sha], cwd=folder)
+    if os.path.exists(f"{folder}/.gitmodules"):
+        # Relative addresses of submodules are meant from the real repository.
+        _git(site, ["remote", "set-url", "origin", facts["repository"]], cwd=folder)
+        with _credentials(site, facts["repository"]) as env:
+            command = ["submodule", "--quiet", "update", "--init", "--recursive", "--depth=1"]
+            _git(site, command, cwd=folder, env=env, task="Fetching the submodules")
+        for inner in pathlib.Path(folder).rglob(".git"):
+            if inner.is_file() and not inner.is_symlink():
+                inner.unlink()
+    shutil.rmtree(f"{folder}/.git")
+
+
+# --- the virtualenv
+
+
+def _folder(facts, root, sha):
+    folder = os.path.normpath(os.path.join(root, facts["subdirectory"]))
+    if not f"{folder}/".startswith(f"{root}/"):
+        raise CommandExecutionError(
+            f"sites.{facts['name']}.subdirectory leads out of the repository."
+        )
+    if not os.path.exists(f"{folder}/manage.py"):
+        raise CommandExecutionError(
+            f"The repository at {sha[:8]} has no manage.py in "
+            f"{facts['subdirectory'] or 'its top folder'}: set sites.{facts['name']}.subdirectory."
+        )
+    return folder
+
+
+def _virtualenv(site, facts, folder, sha, force):
+    """The virtualenv of what the requirement files say, and whether it had to be made."""
+    requirements = _requirements(facts, folder)
+    digest = hashlib.sha256(os.path.realpath(facts["python"]).encode())
+    for name, content in requirements.items():
+        digest.update(f"\0{name}\0".encode() + content)
+    digest.update(json.dumps(sorted(facts["extra_indexes"])).encode())
+    if any(_LOCAL.search(content) for content in requirements.values()):
+        digest.update(sha.encode())
+    where = f"{__salt__['sites.paths'](site)['virtualenvs']}/{digest.hexdigest()[:16]}"
+    if _complete(where) and not (force and not _in_use(site, where)):
+        return where, False
+    shutil.rmtree(where, ignore_errors=True)
+    _install(site, facts, folder, where)
+    _flush(where)
+    __salt__["commands.run"](site, ["touch", f"{where}/.complete"], build=True)
+    return where, True
+
+
+# What is installed from the release's own folder belongs to this release alone.
+_LOCAL = re.compile(rb"^\s*(-e\b|--editable\b|\.{0,2}/|\.\s*$|file:)|@\s*file:", re.MULTILINE)
+_INCLUDED = re.compile(r"^\s*(?:-r|-c|--requirement|--constraint)[\s=]+(\S+)", re.MULTILINE)
+
+
+def _requirements(facts, folder):
+    """The contents of all requirement files, those that they include too."""
+    found, left = {}, list(facts["requirements"])
+    while left:
+        name = os.path.normpath(left.pop(0))
+        if name in found:
+            continue
+        path = os.path.realpath(os.path.join(folder, name))
+        if not path.startswith(os.path.realpath(folder) + "/") or not os.path.isfile(path):
+            raise CommandExecutionError(
+                f"The release has no {name}: name its requirement files in "
+                f"sites.{facts['name']}.requirements."
+            )
+        with open(path, "rb") as file:
+            found[name] = file.read()
+        included = _INCLUDED.findall(found[name].decode("utf-8", "replace"))
+        left += [os.path.join(os.path.dirname(name), other) for other in included]
+    return found
+
+
+def _install(site, facts, folder, where):
+    uv = shutil.which("uv", path=_UV_PATH)
+    python = f"{where}/bin/python"
+    indexes = " ".join(facts["extra_indexes"])
+    env = {"PIP_EXTRA_INDEX_URL": indexes, "UV_EXTRA_INDEX_URL": indexes} if indexes else {}
+    env["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+
+    def do(command, task):
+        return __salt__["commands.run"](
+            site, command, build=True, env=env, cwd=folder, timeout=1800, task=task
+        )
+
+    if uv:
+        do([uv, "venv", "--quiet", "--python", facts["python"], where], "Making the virtualenv")
+    else:
+        do([facts["python"], "-m", "venv", where], "Making the virtualenv")
+    for name in facts["requirements"]:
+        source = _installable(do, uv, name, where, python)
+        if uv:
+            command = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", python]
+        else:
+            command = [python, "-m", "pip", "install", "--quiet"]
+        do([*command, "-r", source], f"Installing {name}")
+
+
+def _installable(do, uv, name, where, python):
+    """A requirement file that pip or uv installs from, made of what the site has."""
+    kind = os.path.basename(name)
+    if kind == "uv.lock":
+        if not uv:
+            raise CommandExecutionError("uv.lock needs uv on this host: it is not installed.")
+        source = f"{where}/requirements.txt"
+        command = [uv, "export", "--quiet", "--frozen", "--no-dev", "--no-emit-project"]
+        do([*command, "--directory", os.path.dirname(name) or ".", "-o", source], "Reading uv.lock")
+        return source
+    if kind == "pyproject.toml" and not uv:
+        source = f"{where}/requirements.txt"
+        do([python, "-c", _DEPENDENCIES, name, source], "Reading pyproject.toml")
+        return source
+    return name
+
+
+_DEPENDENCIES = """
+import sys
+try:
+    import tomllib
+except ImportError:
+    from pip._vendor import tomli as tomllib
+with open(sys.argv[1], "rb") as file:
+    project = tomllib.load(file).get("project", {})
+with open(sys.argv[2], "w") as file:
+    file.write("\\n".join(project.get("dependencies", [])) + "\\n")
+"""
+
+
+def _complete(virtualenv):
+    return os.path.exists(f"{virtualenv}/.complete")
+
+
+def _in_use(site, virtualenv):
+    return any(info(site, name)["virtualenv"] == virtualenv for name in list_(site))
+
+
+def _compile(site, virtualenv, folder):
+    """Byte-code beside the sources: the site's own user can't write it."""
+    with contextlib.suppress(CommandExecutionError):  # a file for another Python is no error
+        __salt__["commands.run"](
+            site, [f"{virtualenv}/bin/python", "-m", "compileall", "-q", folder], build=True
+        )
+
+
+# --- folders
+
+
+def _notes(site):
+    return f"{__salt__['sites.paths'](site)['root']}/deploy/releases"
+
+
+def _entries(folder):
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(os.listdir(folder))
+    return []
+
+
+def _sweep(site):
+    """Remove what interrupted builds left behind. The ship's lock is ours: nobody works on it."""
+    releases = __salt__["sites.paths"](site)["releases"]
+    for name in _entries(releases):
+        if ".new-" in name:
+            shutil.rmtree(f"{releases}/{name}", ignore_errors=True)
+
+
+def _remove(site, name, root):
+    """First the note, so that half a release never counts as one."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{_notes(site)}/{name}.json")
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def _prune_static(served, kept):
+    """Remove served files that no kept release has. Compressed twins go with their file."""
+    for folder, _, names in os.walk(served):
+        for name in names:
+            path = os.path.relpath(os.path.join(folder, name), served)
+            plain = path[:-3] if path.endswith(".gz") else path
+            if not any(os.path.exists(f"{static}/{plain}") for static in kept):
+                os.unlink(f"{served}/{path}")
+
+
+def _flush(folder):
+    """Write a folder's file system to the disk: a power cut doesn't empty what counts as complete."""
+    subprocess.run(["sync", "--file-system", folder], check=True)
+
+
+__func_alias__ = {"list_": "list"}
