@@ -19,7 +19,7 @@ ROLES = {
     "worker": ["twemproxy", "django", "celery"],
     "app": ["twemproxy", "django", "uwsgi", "nginx"],
     "accelerator": ["varnish"],
-    "loadbalancer": ["haproxy"],
+    "loadbalancer": ["haproxy", "keepalived"],
 }
 
 

@@ -2,8 +2,26 @@
 
 nginx/package:
   pkg.installed:
-    - name: nginx-light
+    - pkgs: [nginx-light, libnginx-mod-http-brotli-static]
 
+nginx/pages:
+  file.directory:
+    - name: /usr/share/nginx/saltern
+    - mode: '0755'
+    - require:
+      - pkg: nginx/package
+{% for status in (400, 404, 413, 500, 502, 503, 504) %}
+nginx/pages/{{ status }}:
+  file.managed:
+    - name: /usr/share/nginx/saltern/{{ status }}.html
+    - source: salt://nginx/files/error.html
+    - template: jinja
+    - context:
+        status: {{ status }}
+    - mode: '0644'
+    - require:
+      - file: nginx/pages
+{% endfor %}
 nginx/config:
   file.managed:
     - name: /etc/nginx/nginx.conf
