@@ -111,6 +111,7 @@ def postgres(hardware, services, settings, sites=1):
     book = 2 * ram / wanted
     bound = rest / wanted - _CONNECTION
     work_mem = max(64 * K, min(book, bound))
+    turning = bool(hardware.get("rotational"))
     return {
         "max_connections": (
             connections,
@@ -135,8 +136,12 @@ def postgres(hardware, services, settings, sites=1):
             _size(max(M, ram / 2)),
             f"{_text(ram)} {name} / 2",
         ),
+        "random_page_cost": (4 if turning else 1.1, f"the disk {_TURNS[turning]}"),
+        "effective_io_concurrency": (2 if turning else 200, f"the disk {_TURNS[turning]}"),
     }
 
+
+_TURNS = {True: "turns: moving its head costs", False: "doesn't turn"}
 
 # What a PostgreSQL backend needs beside work_mem: its caches of the catalogue, plans, buffers.
 _CONNECTION = 4 * M
@@ -146,6 +151,43 @@ def _postgres_fixed(shared_buffers, maintenance):
     """RAM of PostgreSQL that doesn't depend on connections: 12M for its helper processes, and
     three autovacuum workers beside one VACUUM or CREATE INDEX by hand."""
     return shared_buffers + 4 * maintenance + 12 * M
+
+
+def pgbouncer(hardware, services, settings, sites=1):
+    """
+    Clients and connections of PgBouncer.
+
+    hardware, services, settings, sites
+        As in :func:`postgres`.
+
+    Returns a dictionary from key to ``(value, arithmetic)``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'db1' settings.explain pgbouncer
+    """
+    part, told = share(hardware, services, "pgbouncer")
+    server = postgres(hardware, services, {})["max_connections"][0]
+    kept = min(15, server // 3)
+    files = hardware["open_files"] - 500 - server
+    by_ram = part // _PGBOUNCER_CLIENT
+    return {
+        "max_clients": (
+            _clamp(min(by_ram, files), 100, 5000),
+            f"{_text(part)} ({told}) / {_text(_PGBOUNCER_CLIENT)} a client = {by_ram}; "
+            f"{hardware['open_files']} open files allow {files}; 100 to 5000",
+        ),
+        "pool_size": (
+            max(1, (server - kept) // max(1, sites)),
+            f"({server} connections of the server - {kept} kept for migrations, backups and you) "
+            f"/ {max(1, sites)} sites",
+        ),
+    }
+
+
+_PGBOUNCER_CLIENT = 32 * K  # its buffers, and those of TLS
 
 
 def uwsgi(hardware, services, settings, sites=1):
