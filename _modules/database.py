@@ -55,8 +55,8 @@ def status():
     Returns a dictionary. ``state`` is ``absent``, ``stopped``, ``primary`` or ``replica``. A
     running server adds ``version``, ``timeline``, ``lsn``, ``connections`` of ``max_connections``,
     ``restart_pending`` (settings that wait for a restart); a primary its ``replicas`` and
-    ``slots``; a replica ``streaming``, ``behind_bytes`` and ``behind_seconds``. ``fenced`` tells
-    why a server may not start.
+    ``slots``; a replica ``streaming``, ``received``, ``behind_bytes`` and ``behind_seconds``. A
+    stopped one ``was`` primary or replica; ``fenced`` tells why it may not start.
 
     CLI Example:
 
@@ -73,7 +73,8 @@ def status():
     try:
         facts = query(_STATUS)[0]
     except CommandExecutionError as error:
-        return found | {"reason": str(error)}
+        was = "replica" if (here.data / "standby.signal").exists() else "primary"
+        return found | {"was": was, "reason": str(error)}
     found |= facts
     found["state"] = "replica" if found.pop("in_recovery") else "primary"
     if found["state"] == "primary":
@@ -777,6 +778,7 @@ FROM pg_replication_slots ORDER BY 1
 _BEHIND = """
 SELECT coalesce((SELECT status = 'streaming' FROM pg_stat_wal_receiver), false) AS streaming,
        (SELECT sender_host FROM pg_stat_wal_receiver) AS source,
+       coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) AS received,
        pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) AS behind_bytes,
        CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()
              AND EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming') THEN 0
