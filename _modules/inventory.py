@@ -13,7 +13,7 @@ from salt.exceptions import CommandExecutionError
 # The services that a role brings, in the order in which a host gets them.
 ROLES = {
     "master": [],
-    "database": ["postgres"],
+    "database": ["postgres", "pgbouncer"],
     "cache": ["memcached", "redis"],
     "broker": ["rabbitmq"],
     "worker": ["twemproxy", "django", "celery"],

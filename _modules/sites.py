@@ -155,7 +155,7 @@ def environment(name):
         "DJANGO_SETTINGS_MODULE": site["settings_module"],
         "SECRET_KEY": secret("sites", name, "secret_key"),
         "ALLOWED_HOSTS": ",".join(site["domains"]),
-        "DATABASE_URL": _database_url(site),
+        **_databases(site),
         "CONN_MAX_AGE": str(__salt__["settings.get"]("django")["conn_max_age"].s),
         "STATIC_ROOT": where["static"],
         "STATIC_URL": site["static_url"],
@@ -223,13 +223,43 @@ def broker_password(name):
     return secret("broker", "sites", name)
 
 
-def _database_url(site):
+def _databases(site):
+    """
+    Where a site's data is. All database hosts are named, the one that takes writes first: a client
+    goes to whichever takes writes, so that a promotion needs no word to the sites.
+    """
     base = site["database"]
-    host = base["host"] or __salt__["inventory.primary"]()
+    if base["host"]:
+        return {"DATABASE_URL": _database_url(base, [base["host"]], base["port"])}
+    first = __salt__["inventory.primary"]()
+    others = [p["address"] for p in __salt__["inventory.peers"]("database")]
+    others = [address for address in others if address != first]
+    port = __salt__["settings.get"]("postgres")["port"]
+    direct = _database_url(base, [first, *others], port, writes=True)
+    if not base["pooled"]:
+        told = {"DATABASE_URL": direct}
+    else:
+        port = __salt__["settings.get"]("pgbouncer")["port"]
+        told = {
+            "DATABASE_URL": _database_url(base, [first, *others], port, writes=True),
+            # Migrations, locks and LISTEN need a connection of their own.
+            "DATABASE_DIRECT_URL": direct,
+            # A cursor doesn't survive the transaction after which its connection goes to others.
+            "DISABLE_SERVER_SIDE_CURSORS": "true",
+        }
+    if base["read_replicas"] and others:
+        told["REPLICA_URL"] = _database_url(base, [*others, first], port)
+    return told
+
+
+def _database_url(base, hosts, port, writes=False):
     password = secret("postgres", "users", base["user"])
+    options = "sslmode=require&connect_timeout=3"
+    if writes and len(hosts) > 1:
+        options += "&target_session_attrs=read-write"
     return (
         f"postgres://{quote(base['user'], safe='')}:{quote(password, safe='')}"
-        f"@{host}:{base['port']}/{quote(base['name'], safe='')}"
+        f"@{','.join(hosts)}:{port}/{quote(base['name'], safe='')}?{options}"
     )
 
 

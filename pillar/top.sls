@@ -9,6 +9,7 @@
   'redis-operator': ['cache', 'broker'],
   'broker': ['app', 'worker', 'broker'],
   'rabbitmq': ['broker'],
+  'replication': ['database'],
 } %}
 base:
   '{{ opts.id }}':

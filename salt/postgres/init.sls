@@ -1,8 +1,9 @@
-# The database server: its cluster, its settings, who may connect, the sites' databases.
+# The database server: its cluster or its replica, its settings, who may connect, what the sites
+# have in it.
 {%- set postgres = salt['settings.get']('postgres') %}
 {%- set folder = '/etc/postgresql/' ~ postgres.version ~ '/' ~ postgres.cluster %}
-{%- set data = '/var/lib/postgresql/' ~ postgres.version ~ '/' ~ postgres.cluster %}
-{%- set programs = '/usr/lib/postgresql/' ~ postgres.version ~ '/bin' %}
+{%- set unit = 'postgresql@' ~ postgres.version ~ '-' ~ postgres.cluster %}
+{%- set primary = salt['inventory.address']() == salt['inventory.primary']() %}
 
 # The package must not make a cluster of its own: ours is tuned before its first start.
 postgres/no-default-cluster:
@@ -14,16 +15,62 @@ postgres/no-default-cluster:
 
 postgres/package:
   pkg.installed:
-    - name: postgresql-{{ postgres.version }}
+    - pkgs: [postgresql-{{ postgres.version }}, pgbadger]
+    - install_recommends: False
     - require:
       - file: postgres/no-default-cluster
 
-postgres/cluster:
-  cmd.run:
-    - name: pg_createcluster {{ postgres.version }} {{ postgres.cluster }} --port {{ postgres.port }} --locale C.UTF-8 --start-conf auto -- --data-checksums --auth-host scram-sha-256
-    - creates: {{ data }}/PG_VERSION
+# How the server's own account logs in on the other database hosts.
+postgres/passwords:
+  file.managed:
+    - name: /var/lib/postgresql/.pgpass
+    - source: salt://postgres/files/pgpass
+    - template: jinja
+    - user: postgres
+    - group: postgres
+    - mode: '0600'
+    - show_changes: False
     - require:
       - pkg: postgres/package
+
+# A server that comes back after another host took over must not take writes beside it.
+postgres/guard:
+  file.managed:
+    - name: /usr/local/lib/saltern/postgres-guard
+    - source: salt://postgres/files/guard
+    - template: jinja
+    - mode: '0755'
+    - makedirs: True
+
+postgres/unit:
+  file.managed:
+    - name: /etc/systemd/system/{{ unit }}.service.d/saltern.conf
+    - source: salt://postgres/files/unit.conf
+    - mode: '0644'
+    - makedirs: True
+    - require:
+      - file: postgres/guard
+
+postgres/daemon-reload:
+  module.run:
+    - name: service.systemctl_reload
+    - onchanges:
+      - file: postgres/unit
+
+postgres/check:
+  file.managed:
+    - name: /usr/local/lib/saltern/postgres-check
+    - source: salt://postgres/files/check
+    - template: jinja
+    - mode: '0755'
+    - makedirs: True
+
+postgres/cluster:
+  database.{{ 'primary' if primary else 'replica' }}:
+    - require:
+      - pkg: postgres/package
+      - file: postgres/passwords
+      - module: postgres/daemon-reload
 
 postgres/config:
   file.managed:
@@ -33,10 +80,10 @@ postgres/config:
     - user: postgres
     - group: postgres
     - mode: '0644'
-    - check_cmd: runuser -u postgres -- {{ programs }}/postgres -C max_connections -D {{ data }} -c config_file=
-    - tmp_ext: .conf
+    - check_cmd: /usr/local/lib/saltern/postgres-check settings
     - require:
-      - cmd: postgres/cluster
+      - database: postgres/cluster
+      - file: postgres/check
 
 postgres/access:
   file.managed:
@@ -46,42 +93,81 @@ postgres/access:
     - user: postgres
     - group: postgres
     - mode: '0640'
+    - check_cmd: /usr/local/lib/saltern/postgres-check access
     - require:
-      - cmd: postgres/cluster
+      - database: postgres/cluster
+      - file: postgres/check
 
-postgres/service:
+postgres/running:
   service.running:
-    - name: postgresql@{{ postgres.version }}-{{ postgres.cluster }}
+    - name: {{ unit }}
     - enable: True
-    - reload: True
-    - watch:
+    - require:
+      - database: postgres/cluster
       - file: postgres/config
       - file: postgres/access
-{% if salt['inventory.address']() == salt['inventory.primary']() %}
+
+postgres/reload:
+  cmd.run:
+    - name: systemctl reload {{ unit }}
+    - onchanges:
+      - file: postgres/config
+      - file: postgres/access
+    - require:
+      - service: postgres/running
+
+postgres/settled:
+  database.settled:
+    - require:
+      - cmd: postgres/reload
+{% if primary %}
+postgres/replication:
+  database.user:
+    - name: replication
+    - password: {{ salt['sites.secret']('postgres', 'replication') | json }}
+    - replication: True
+    - require:
+      - service: postgres/running
+
+# What a replica needs to ask of a primary to go back to where they parted (pg_rewind).
+postgres/rewind:
+  database.granted:
+    - name: replication
+    - functions:
+      - pg_ls_dir(text, boolean, boolean)
+      - pg_stat_file(text, boolean)
+      - pg_read_binary_file(text)
+      - pg_read_binary_file(text, bigint, bigint, boolean)
+    - require:
+      - database: postgres/replication
+
+postgres/statistics:
+  database.present:
+    - name: postgres
+    - owner: postgres
+    - private: False
+    - extensions: [pg_stat_statements]
+    - require:
+      - service: postgres/running
 {%- for name in salt['sites.list']() %}
 {%- set database = salt['sites.get'](name).database %}
 {%- if not database.host %}
+
 postgres/{{ name }}/user:
-  postgres_user.present:
-    - name: {{ database.user }}
+  database.user:
+    - name: {{ database.user | json }}
     - password: {{ salt['sites.database_password'](name) | json }}
-    - encrypted: scram-sha-256
-    - login: True
-    - user: postgres
-    - db_port: {{ postgres.port }}
     - require:
-      - service: postgres/service
+      - service: postgres/running
 
 postgres/{{ name }}/database:
-  postgres_database.present:
-    - name: {{ database.name }}
-    - owner: {{ database.user }}
-    - encoding: UTF8
-    - template: template0
-    - user: postgres
-    - db_port: {{ postgres.port }}
+  database.present:
+    - name: {{ database.name | json }}
+    - owner: {{ database.user | json }}
+    - extensions: {{ database.extensions | json }}
+    - schemas: {{ database.schemas | json }}
     - require:
-      - postgres_user: postgres/{{ name }}/user
-{% endif %}
+      - database: postgres/{{ name }}/user
+{%- endif %}
 {%- endfor %}
 {%- endif %}

@@ -28,6 +28,8 @@ ALLOWED_HOSTS = env.list("ALLOWED_HOSTS")
 DATABASE_DEFAULTS = {
     "CONN_MAX_AGE": env.int("CONN_MAX_AGE", default=300),
     "CONN_HEALTH_CHECKS": True,
+    # Behind a pooler a cursor doesn't outlive its transaction.
+    "DISABLE_SERVER_SIDE_CURSORS": env.bool("DISABLE_SERVER_SIDE_CURSORS", default=False),
 }
 POSTGRES_OPTIONS = {"connect_timeout": 3, "tcp_user_timeout": 10_000}
 
