@@ -8,7 +8,7 @@ from tests.lab import cgroups, output
 from tests.lab.commands import LabError
 from tests.lab.host import CHECKOUT
 
-MINIONS_TIMEOUT = 90
+MINIONS_TIMEOUT = 300
 EXAMPLE = "examples/newsroom"
 REPOSITORY = "/srv/git/newsroom.git"
 GIT_UNIT = """\
