@@ -109,7 +109,7 @@ def _mount_points(root):
         if kind[0] == "cgroup2":
             found.setdefault("v2", (fields[4], fields[3]))
         elif kind[0] == "cgroup":
-            found.update({option: (fields[4], fields[3]) for option in kind[2].split(",")})
+            found.update(dict.fromkeys(kind[2].split(","), (fields[4], fields[3])))
     return found
 
 

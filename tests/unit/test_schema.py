@@ -144,8 +144,7 @@ def test_tells_all_errors_at_once():
 
 def test_a_required_key():
     needed = schema.read("# URL. [string, required]\nrepository: null\n", "site.yaml")
-    found, errors = needed.check({}, "sites.yaml: sites.news.")
-    assert errors == ["sites.yaml: sites.news.repository is missing: URL. Allowed: string."]
+    assert needed.check({}, "sites.yaml: sites.news.")[1] == ["sites.yaml: sites.news.repository is missing: URL. Allowed: string."]
     assert needed.check({"repository": "x"}, "") == ({"repository": "x"}, [])
 
 
@@ -171,7 +170,7 @@ def test_a_required_key():
     ],
 )
 def test_a_schema_that_says_too_little(text, sentence):
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(schema.SchemaError) as error:
         schema.read(text, "f")
     assert sentence in str(error.value)
 
