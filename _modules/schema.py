@@ -379,7 +379,7 @@ def _key(path, text, bracket, default, source):
 def _parsed(allowed, where):
     """The kind, what it is of, the choices and the range of a bracket."""
     if allowed.startswith("one of "):
-        return "choice", None, tuple(yaml.safe_load(f"[{allowed[len('one of '):]}]")), ""
+        return "choice", None, tuple(yaml.safe_load(f"[{allowed[len('one of ') :]}]")), ""
     kind, _, rest = allowed.partition(" ")
     if kind == "map" and not rest:
         return "map", None, (), ""
@@ -409,4 +409,3 @@ def _limit(text, kind):
     if kind in _MEASURES:
         return _number(_MEASURES[kind](text))
     return int(text) if kind == "int" else float(text)
-

@@ -10,7 +10,8 @@ at once.
 
 import copy
 import json
-import os
+import pathlib
+import time
 import typing
 
 import yaml
@@ -21,6 +22,8 @@ _OS_GRAINS = ("os_family", "os", "oscodename")
 # What an entry of the inventory may say of a host.
 _HOST_KEYS = ("address", "network", "roles", "settings", "lab")
 _SITE_SCHEMA = "django/site.yaml"
+# Seconds after which files of the state tree are read again.
+_KEEP = 60
 
 
 class _Service(typing.NamedTuple):
@@ -36,17 +39,10 @@ class _Host(typing.NamedTuple):
     """Everything that was read and computed for this host, and what from."""
 
     told: str
-    stamps: dict  # path -> _stamp
-    listed: list  # files of the state tree
+    read_at: float
     services: dict
     sites: dict
     errors: list
-
-    @property
-    def known(self):
-        """The services that have settings."""
-        ending = "/defaults.yaml"
-        return [name.removesuffix(ending) for name in self.listed if name.endswith(ending)]
 
 
 def get(service):
@@ -155,8 +151,7 @@ def diff(service=None):
         lines = {
             key: _line(value, found.origins[key], f"default: {_shown(found.schema[key].default)}")
             for key, value in found.values.items()
-            if found.origins[key] not in ("default", "tuned")
-            and value != found.schema[key].default
+            if found.origins[key] not in ("default", "tuned") and value != found.schema[key].default
         }
         if lines:
             differences[name] = lines
@@ -211,12 +206,10 @@ def _service(name):
     """A service's settings; those of a service that runs elsewhere are read when asked for."""
     host = _sound()
     if name not in host.services:
-        if name not in host.known:
-            near = __salt__["schema.nearest"](name, host.known)
-            raise CommandExecutionError(
-                f"There is no service {name!r}.{near} Services: {', '.join(host.known)}."
-            )
-        host.services[name] = _layered(host, name, {}, {})
+        files = _files([name])
+        if not _exists(files, name):
+            raise CommandExecutionError(f"There is no service {name!r}.{_hint(name)}")
+        host.services[name] = _layered(host, files, name, {}, {})
     return host.services[name]
 
 
@@ -235,16 +228,15 @@ def _host():
     """
     This host's settings, read and computed once a run.
 
-    A loader may outlive a change of pillar, grains or files, so what they were made from is
-    compared.
+    A loader may outlive a change of pillar or grains, so what they said is compared. Files of the
+    state tree are read again after a minute.
     """
     told = _told()
     kept = __context__.get("settings")
-    if kept and kept.told == told and all(_stamp(p) == s for p, s in kept.stamps.items()):
+    if kept and kept.told == told and time.monotonic() - kept.read_at < _KEEP:
         return kept
-    host = _Host(told, {}, sorted(__salt__["cp.list_master"]()), {}, {}, [])
-    _read_services(host)
-    _read_sites(host)
+    host = _Host(told, time.monotonic(), {}, {}, [])
+    _fill(host)
     __context__["settings"] = host
     return host
 
@@ -257,31 +249,22 @@ def _told():
     return json.dumps(facts, default=str)
 
 
-def _stamp(path):
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
-
-
-def _read_services(host):
+def _fill(host):
+    """Read, check and compute the settings of this host's services, and of all sites."""
     mine = __salt__["inventory.services"]()
-    overrides = _mapping(host, __pillar__.get("overrides"), _file("overrides"), "")
-    own = _mapping(host, _own_settings(host), _file("hosts"), _own_prefix())
-    for given, where in (
-        (overrides, f"{_file('overrides')}: "),
-        (own, f"{_file('hosts')}: {_own_prefix()}"),
-    ):
-        for name in set(given) - set(host.known):
-            near = __salt__["schema.nearest"](name, host.known)
-            host.errors.append(
-                f"{where}{name} is no service.{near} Services: {', '.join(host.known)}."
-            )
-    for name in host.known:
-        # What is written of services that run elsewhere is checked here, too.
-        if name in mine or name in overrides or name in own:
-            host.services[name] = _layered(host, name, overrides, own)
+    overrides = _mapping(host, __pillar__.get("overrides"), f"{_file('overrides')}: ")
+    own = _mapping(host, _own_settings(host), _own_prefix())
+    # What is written of services that run elsewhere is checked here, too.
+    names = list(dict.fromkeys([*mine, *map(str, overrides), *map(str, own)]))
+    files = _files(names)
+    for name in names:
+        if _exists(files, name):
+            host.services[name] = _layered(host, files, name, overrides, own)
+            continue
+        for given, where in ((overrides, f"{_file('overrides')}: "), (own, _own_prefix())):
+            if name in given:
+                host.errors.append(f"{where}{name} is no service.{_hint(name)}")
+    _fill_sites(host, files)
     if host.errors:
         return
     for name in mine:
@@ -289,28 +272,25 @@ def _read_services(host):
             host.services[name] = _tuned(host.services[name], name)
 
 
-def _read_sites(host):
-    schema = _schema(host, _SITE_SCHEMA)
-    sites = _mapping(host, __pillar__.get("sites"), _file("sites"), "sites.")
-    for name, given in sites.items():
-        found, errors = schema.check(given, f"{_file('sites')}: sites.{name}.")
+def _fill_sites(host, files):
+    where = f"{_file('sites')}: sites."
+    schema = _schema(files, _SITE_SCHEMA)
+    for name, given in _mapping(host, __pillar__.get("sites"), where).items():
+        found, errors = schema.check(given, f"{where}{name}.")
         host.errors.extend(errors)
         host.sites[name] = {**schema.defaults(), **found}
 
 
-def _layered(host, service, overrides, own):
+def _layered(host, files, service, overrides, own):
     """A service's settings before anything is computed."""
-    schema = _schema(host, f"{service}/defaults.yaml")
+    schema = _schema(files, f"{service}/defaults.yaml")
     values = schema.defaults()
     origins = dict.fromkeys(values, "default")
-    layers = _os_layers(host, service)
+    layers = _os_layers(files, service)
     if service in overrides:
-        where = f"{_file('overrides')}: {service}."
-        layers.append(("overrides.yaml", overrides[service], where))
+        layers.append(("overrides.yaml", overrides[service], f"{_file('overrides')}: {service}."))
     if service in own:
-        layers.append(
-            ("hosts.yaml", own[service], f"{_file('hosts')}: {_own_prefix()}{service}.")
-        )
+        layers.append(("hosts.yaml", own[service], f"{_own_prefix()}{service}."))
     for origin, given, where in layers:
         found, errors = schema.check({} if given is None else given, where)
         host.errors.extend(errors)
@@ -320,12 +300,10 @@ def _layered(host, service, overrides, own):
     return _Service(schema, values, origins, {})
 
 
-def _os_layers(host, service):
+def _os_layers(files, service):
     """What os.yaml says of this host's system: (origin, settings, where they stand)."""
     source = f"{service}/os.yaml"
-    if source not in host.listed:
-        return []
-    differences = yaml.safe_load(_text(host, source)) or {}
+    differences = yaml.safe_load(_text(files, source)) or {} if files[source] else {}
     unknown = sorted(set(differences) - set(_OS_GRAINS))
     if unknown:
         raise CommandExecutionError(
@@ -379,30 +357,50 @@ def _hardware():
     return facts
 
 
-def _schema(host, source):
+def _files(services):
+    """Where the files of services, and of sites, are on this host: source -> path, or nothing."""
+    sources = [f"{name}/{file}" for name in services for file in ("defaults.yaml", "os.yaml")]
+    sources.append(_SITE_SCHEMA)
+    urls = [f"salt://{source}" for source in sources]
+    # All at once: each call of `cp` may make a file client of its own, which takes 50 ms. With
+    # salt-ssh this runs on the master, and `cp` would copy to the host.
+    client = __context__.get("fileclient")
+    paths = client.cache_files(urls) if client else __salt__["cp.cache_files"](urls)
+    return dict(zip(sources, paths, strict=True))
+
+
+def _exists(files, service):
+    return bool(files[f"{service}/defaults.yaml"])
+
+
+def _schema(files, source):
     try:
-        return __salt__["schema.read"](_text(host, source), f"salt/{source}")
+        return __salt__["schema.read"](_text(files, source), f"salt/{source}")
     except ValueError as error:
         raise CommandExecutionError(str(error)) from error
 
 
-def _text(host, source):
-    """A file of the state tree, through whatever serves it."""
-    path = __salt__["cp.cache_file"](f"salt://{source}")
-    if not path:
+def _text(files, source):
+    if not files[source]:
         raise CommandExecutionError(f"salt://{source} can't be read from the file server.")
-    host.stamps[path] = _stamp(path)
-    with open(path, encoding="utf-8") as file:
-        return file.read()
+    return pathlib.Path(files[source]).read_text(encoding="utf-8")
 
 
-def _mapping(host, given, source, prefix):
+def _hint(name):
+    """What to say of a service that doesn't exist."""
+    ending = "/defaults.yaml"
+    listed = sorted(__salt__["cp.list_master"]())
+    known = [file.removesuffix(ending) for file in listed if file.endswith(ending)]
+    return f"{__salt__['schema.nearest'](name, known)} Services: {', '.join(known)}."
+
+
+def _mapping(host, given, where):
     """What stands in the pillar, if it is a mapping."""
     if not given:
         return {}
     if isinstance(given, dict):
         return given
-    host.errors.append(f"{source}: {prefix.rstrip('.')} should be a mapping.")
+    host.errors.append(f"{where.rstrip('.: ')} should be a mapping.")
     return {}
 
 
@@ -420,7 +418,7 @@ def _own_settings(host):
 
 
 def _own_prefix():
-    return f"hosts.{__salt__['inventory.entry']()}.settings."
+    return f"{_file('hosts')}: hosts.{__salt__['inventory.entry']()}.settings."
 
 
 def _file(name):

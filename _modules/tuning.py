@@ -43,7 +43,8 @@ PARTS = {
 
 # What a Python process of a site may use before it is replaced.
 _PYTHON = 300 * M
-# A PostgreSQL backend beside its work_mem (caches of the catalogue, plans), and the helper processes.
+# A PostgreSQL backend beside its work_mem (caches of the catalogue, plans); its helper processes;
+# how many autovacuum workers there may be.
 _POSTGRES_CONNECTION, _POSTGRES_HELPERS, _POSTGRES_VACUUMS = 3 * M, 12 * M, 3
 # A MariaDB connection (sort, join and read buffers, stack) and the server without its pool.
 _MARIADB_CONNECTION, _MARIADB_BASE = 3 * M, 22 * M
@@ -95,8 +96,9 @@ def share(hardware, services, service):
         found = capped[service]
         if not others and found < PARTS[service].ceiling:
             return found, f"{_text(found)} ({whole})"
-        beside = f" beside {', '.join(others)}" if others else ""
-        return found, f"{_text(found)} (of {whole}{beside}, at most {_text(PARTS[service].ceiling)})"
+        beside = f", beside {', '.join(others)}" if others else ""
+        most = _text(PARTS[service].ceiling)
+        return found, f"{_text(found)} (of {whole}{beside}, at most {most})"
     weights = sum(part.weight for part in present.values() if not part.ceiling)
     found = (free - sum(capped.values())) * PARTS[service].weight // weights
     if not others:
