@@ -162,6 +162,8 @@ def environment(name):
         "MEDIA_ROOT": where["media"],
         "MEDIA_URL": site["media_url"],
     }
+    if site["tls"]["force"]:
+        variables["FORCE_HTTPS"] = "on"
     variables.update(_caches(name, site))
     if site["queues"] and __salt__["inventory.peers"]("broker"):
         variables["BROKER_URL"] = _broker_url(name)

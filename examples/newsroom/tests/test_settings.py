@@ -60,7 +60,7 @@ class EnvironmentTests(SimpleTestCase):
         brokers = "amqp://a:b@10.0.0.1:5672/newsroom;amqp://a:b@10.0.0.2:5672/newsroom"
         told = {
             "CONN_MAX_AGE": "0",
-            "REPLICA_URL": "postgres://a:b@db2,db1:5432/n?target_session_attrs=prefer-standby",
+            "REPLICA_URL": "postgres://a:b@db2:5432,db1:5432/n?target_session_attrs=prefer-standby",
             "CACHE_URL": "pymemcache://127.0.0.1:22122",
             "CACHE_VERSION": "7",
             "SESSION_REDIS_URL": "redis://newsroom:secret@10.0.0.2:6380/0",
@@ -76,7 +76,7 @@ class EnvironmentTests(SimpleTestCase):
             "settings.LOGGING['root']['level'], settings.RELEASE",
             **told,
         )
-        self.assertEqual((age, replica["HOST"], replica["PORT"]), (0, "db2,db1", 5432))
+        self.assertEqual((age, replica["HOST"], replica["PORT"]), (0, "db2,db1", "5432,5432"))
         self.assertEqual(replica["OPTIONS"]["target_session_attrs"], "prefer-standby")
         self.assertEqual(replica["OPTIONS"]["connect_timeout"], 3)
         cache, sessions = caches["default"], caches[alias]

@@ -3,4 +3,4 @@
 secrets:
   sites:
     newsroom:
-      secret_key: lab-newsroom-7d1f0c6b1f6e4a0e8a55c1b2d9e34f708b6a
+      secret_key: lab-newsroom-7d1f0c6b1f6e4a0e8a55c1b2d9e34f708b6ac2e5
