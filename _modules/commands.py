@@ -43,7 +43,7 @@ def run(
     umask
         Permissions that new files don't get.
     timeout
-        Seconds after which the command and all that it started are killed.
+        Seconds after which the command and all that it started are killed; ``None`` for never.
     task
         What the command does, for the error message; the command itself if not given.
 

@@ -19,8 +19,6 @@ import time
 
 from salt.exceptions import CommandExecutionError
 
-_NO_LIMIT = 10**9
-
 
 def ship(
     site=None,
@@ -194,10 +192,10 @@ def status(site=None):
     for name in [site] if site else __salt__["sites.list"]():
         paths = __salt__["sites.paths"](name)
         stack = _stack(name)
-        last = [entry for entry in _entries(name) if entry["result"] and entry["to"]]
+        turns = [e for e in _entries(name) if e["result"] and e["to"] and e["to"] != e["from"]]
         found[name] = {
             "live": _live(name),
-            "since": last[-1]["at"] if last else None,
+            "since": turns[-1]["at"] if turns else None,
             "previous": stack[-2] if len(stack) > 1 else None,
             "slots": __salt__["slots.status"](name) if _serves() else {},
             "releases": __salt__["release.list"](name),
@@ -555,7 +553,7 @@ def _migrate(work):
             "statement_timeout_ms": deploy["statement_timeout"].ms,
             "wait": wait,
         },
-        timeout=_NO_LIMIT,
+        timeout=None,
         task="Migrating the database",
     )
     if result["applied"]:

@@ -143,7 +143,8 @@ def tool(site, release, action, options, timeout=1800, task=None):
     output = __salt__["commands.run"](
         site,
         [f"{known['virtualenv']}/bin/python", "-", action, json.dumps(options)],
-        build=True,
+        # Only collecting files asks for the right to write; migrations are the site's own work.
+        build=action == "prepare",
         env=environment(site, release),
         cwd=known["code"],
         stdin=pathlib.Path(cached).read_text(encoding="utf-8"),

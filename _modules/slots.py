@@ -344,31 +344,7 @@ def ask(site, slot, path):
 
         salt 'app1' slots.ask newsroom live /health/
     """
-    facts = __salt__["sites.get"](site)
-    paths = __salt__["sites.paths"](site)
-    where = paths["socket"] if slot == "live" else f"{paths['run']}/{slot}.sock"
-    host = (facts["domains"] or ["localhost"])[0]
-    variables = {
-        "REQUEST_METHOD": "GET",
-        "REQUEST_URI": path,
-        "PATH_INFO": path.partition("?")[0],
-        "QUERY_STRING": path.partition("?")[2],
-        "SERVER_PROTOCOL": "HTTP/1.1",
-        "SERVER_NAME": host,
-        "SERVER_PORT": "443",
-        "REMOTE_ADDR": "127.0.0.1",
-        "REQUEST_SCHEME": "https",
-        "HTTPS": "on",
-        "HTTP_HOST": host,
-        "HTTP_X_FORWARDED_PROTO": "https",
-        "HTTP_USER_AGENT": "saltern",
-    }
-    response = _response(where, variables)
-    return {
-        "status": response.status,
-        "release": response.getheader("X-Release"),
-        "body": response.read().decode("utf-8", "replace")[:500],
-    }
+    return _answer(*_address(site, slot), path)
 
 
 def idle(site, slot):
@@ -524,21 +500,52 @@ def _warm(site, slot, facts):
     workers = len((_stats(site, slot) or {}).get("workers", [])) or 1
     pages = [facts["health"], *facts["deploy"]["warm"]]
     given = 0
+    where, host = _address(site, slot)  # Salt's own dictionaries are not there in threads
     with ThreadPoolExecutor(workers) as pool:
         for _ in range(5):
-            for answer in pool.map(lambda page: _quiet(site, slot, page), pages * workers):
-                given += answer
+            given += sum(pool.map(lambda page: _answers(where, host, page), pages * workers))
             found = _stats(site, slot) or {}
             if all(w["requests"] for w in found.get("workers", []) if w["pid"]):
                 break
     return given
 
 
-def _quiet(site, slot, page):
+def _address(site, slot):
+    """The socket of a slot and the name that the site is asked by."""
+    domains, paths = __salt__["sites.get"](site)["domains"], __salt__["sites.paths"](site)
+    where = paths["socket"] if slot == "live" else f"{paths['run']}/{slot}.sock"
+    return where, (domains or ["localhost"])[0]
+
+
+def _answers(where, host, path):
     try:
-        return ask(site, slot, page)["status"] == 200
+        return _answer(where, host, path)["status"] == 200
     except OSError:
         return False
+
+
+def _answer(where, host, path):
+    variables = {
+        "REQUEST_METHOD": "GET",
+        "REQUEST_URI": path,
+        "PATH_INFO": path.partition("?")[0],
+        "QUERY_STRING": path.partition("?")[2],
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_NAME": host,
+        "SERVER_PORT": "443",
+        "REMOTE_ADDR": "127.0.0.1",
+        "REQUEST_SCHEME": "https",
+        "HTTPS": "on",
+        "HTTP_HOST": host,
+        "HTTP_X_FORWARDED_PROTO": "https",
+        "HTTP_USER_AGENT": "saltern",
+    }
+    response = _response(where, variables)
+    return {
+        "status": response.status,
+        "release": response.getheader("X-Release"),
+        "body": response.read().decode("utf-8", "replace")[:500],
+    }
 
 
 def _response(where, variables):

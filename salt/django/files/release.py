@@ -1,6 +1,6 @@
 """
 Prepare or migrate a release. `deploy` runs this with the release's own Python, from standard
-input, in the folder of its manage.py, as the user that owns the code.
+input, in the folder of its manage.py.
 
 python - prepare OPTIONS    check the site, collect its static files and publish them
 python - migrate OPTIONS    apply the pending migrations, on one host of the farm only
@@ -157,11 +157,14 @@ def pending(options):
     state = executor.loader.project_state(
         [key for key in executor.loader.applied_migrations if key in graph.nodes]
     )
+    # What these very migrations create has nothing to lose.
+    old_apps = {app for app, _ in executor.loader.applied_migrations}
     found = []
     for migration, _ in plan:
         dangers = [
             danger
             for operation in migration.operations
+            if migration.app_label in old_apps
             for danger in dangers_of(operation, migration.app_label, state, connection)
         ]
         found.append({"name": f"{migration.app_label}.{migration.name}", "dangers": dangers})
