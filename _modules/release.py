@@ -145,7 +145,7 @@ def tool(site, release, action, options, timeout=1800, task=None):
         [f"{known['virtualenv']}/bin/python", "-", action, json.dumps(options)],
         # Only collecting files asks for the right to write; migrations are the site's own work.
         build=action == "prepare",
-        env=environment(site, release),
+        env=_past_pooler(environment(site, release)),
         cwd=known["code"],
         stdin=pathlib.Path(cached).read_text(encoding="utf-8"),
         timeout=timeout,
@@ -178,6 +178,12 @@ def environment(site, release):
         "RELEASE": release,
         "VIRTUAL_ENV": known["virtualenv"],
     }
+
+
+def _past_pooler(variables):
+    """The same variables, with the database itself: its locks are lost in a pooler."""
+    direct = variables.get("DATABASE_DIRECT_URL", variables.get("DATABASE_URL"))
+    return {**variables, "DATABASE_URL": direct} if direct else variables
 
 
 def list_(site):
