@@ -11,6 +11,7 @@ NOTE says where the release's code and virtualenv are, ENV_FILE holds the site's
 arguments of worker and beat are those of Celery's own commands, the application first.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -122,10 +123,8 @@ def lock_in_rabbitmq(app):
 
 def wait(connection):
     """Let LOOK seconds pass on a connection, with its heartbeats."""
-    try:
+    with contextlib.suppress(TimeoutError):
         connection.drain_events(timeout=LOOK)
-    except TimeoutError:
-        pass
     connection.heartbeat_check()
 
 
