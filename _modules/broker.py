@@ -74,12 +74,12 @@ def stats():
     told = _ask("rabbitmq-diagnostics", "status")
     cluster = _ask("rabbitmq-diagnostics", "cluster_status")
     found = {
-        "memory": told["memory"]["total"],
+        "memory": told["memory"]["total"]["rss"],
         "memory_limit": told["vm_memory_high_watermark_limit"],
         "disk_free": told["disk_free"],
         "disk_limit": told["disk_free_limit"],
         "alarms": [str(alarm) for alarm in told["alarms"]],
-        "connections": told["totals"]["connections"],
+        "connections": told["totals"]["connection_count"],
         "nodes": cluster["running_nodes"],
         "partitions": cluster["partitions"],
         "queues": {site: _queues(site) for site in _vhosts()},

@@ -85,48 +85,6 @@ def _unit(site, kind, of, **more):
     return {"name": f"{prefix}-{site}-{of}", "site": site, "kind": kind, "of": of, **more}
 
 
-def folder(site, release):
-    """
-    The folder that a release's programs run in.
-
-    site
-        The site's name.
-    release
-        The release's name.
-
-    Returns an absolute path.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt 'worker1' celery.folder newsroom 20300101T120000-0123abc
-    """
-    where = pathlib.PurePosixPath(__salt__["sites.paths"](site)["releases"], release)
-    return str(where / __salt__["sites.get"](site)["subdirectory"])
-
-
-def python(site, release):
-    """
-    The Python of a release's virtualenv.
-
-    site
-        The site's name.
-    release
-        The release's name.
-
-    Returns an absolute path.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt 'worker1' celery.python newsroom 20300101T120000-0123abc
-    """
-    releases = __salt__["sites.paths"](site)["releases"]
-    return str(pathlib.PurePosixPath(releases, release, ".venv/bin/python"))
-
-
 def live(site):
     """
     The release of a site that is live on this host.
@@ -195,78 +153,73 @@ def shipped(site, release):
     Let a release do the background work, from now on.
 
     Its workers start beside those of the release before and must be ready to take tasks; then the
-    old ones are told to take no more, and finish in the background what they have. If one of the
-    new ones doesn't come up, all of them are stopped and the old ones go on.
+    old ones are told to take no more, and finish in the background what they have.
 
     site
         The site's name.
     release
         The release's name.
 
-    Returns a dictionary: ``seconds``, ``started`` and ``draining`` (unit names), ``failures``
-    (empty if all is well: a dictionary from unit name to the end of its log) and ``drained``, true
-    where this host was drained, so that nothing was started.
+    Returns a dictionary: ``seconds``, ``started`` and ``finishing`` (unit names), and ``drained``,
+    true where this host was drained, so that nothing was done. Raises ``CommandExecutionError``
+    with the end of the log if one doesn't come up: then the old ones go on as before.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'worker*' celery.shipped newsroom 20300101T120000-0123abc
+        salt 'worker*' celery.shipped newsroom 20260102-030405-1a2b3c4d
     """
     began = time.monotonic()
-    result = {"started": [], "draining": [], "failures": {}, "drained": _DRAINED.exists()}
-    if not result["drained"]:
-        _change_over(site, release, result)
-    result["seconds"] = round(time.monotonic() - began, 2)
-    return result
+    found = {"started": [], "finishing": [], "drained": drained()}
+    if not found["drained"]:
+        found.update(_change_over(site, release))
+    found["seconds"] = round(time.monotonic() - began, 2)
+    return found
 
 
-def _change_over(site, release, result):
-    before = status(site)
+def _change_over(site, release):
     wanted = units(site)
     queues = [_named(unit, release) for unit in wanted if unit["kind"] == "queue"]
-    others = [_named(unit, release) for unit in wanted if unit["kind"] != "queue"]
-    old = [name for name in before if name not in queues + others]
-    idle = [name for name in queues if before.get(name, {}).get("state") != "active"]
-    _start(idle, result)
-    if result["failures"]:
-        return
-    # Of beat and daemons there is never more than one on a host: first the old one ends.
-    ending = [name for name in old if before[name]["state"] in _LIVE]
-    single = [n for n in ending if not any(n.startswith(q.partition("@")[0] + "@") for q in queues)]
-    if single:
-        _systemctl("stop", *single)
-    idle = [name for name in others if before.get(name, {}).get("state") != "active"]
-    _start(idle, result)
-    if result["failures"]:
-        _systemctl("start", "--no-block", *single) if single else None
-        return
+    # Of beat and of a daemon there is never more than one on a host: first the old one ends.
+    single = [_named(unit, release) for unit in wanted if unit["kind"] != "queue"]
+    before = status(site)
+    alive = [name for name, told in before.items() if told["state"] in _LIVE]
+    workers = {unit["name"] for unit in wanted if unit["kind"] == "queue"}
+    old = [name for name in before if name not in queues + single]
+    old_workers = [name for name in alive if name in old and _template(name) in workers]
+    old_single = [name for name in alive if name in old and name not in old_workers]
+
+    started = [name for name in queues if name not in alive]
+    _start(started, stop=started, start=[])
+    if old_single:
+        _systemctl("stop", *old_single)
+    started_single = [name for name in single if name not in alive]
+    _start(started_single, stop=started + started_single, start=old_single)
     if old:
         _systemctl("disable", *old)
-    if queues + others:
-        _systemctl("enable", *queues, *others)
-    draining = [name for name in ending if name not in single]
-    if draining:
-        _systemctl("stop", "--no-block", *draining)
-    result["draining"] = draining
+    if queues + single:
+        _systemctl("enable", *queues, *single)
+    if old_workers:
+        _systemctl("stop", "--no-block", *old_workers)
+    return {"started": started + started_single, "finishing": old_workers}
 
 
-def _start(names, result):
-    """Start units at the same time; where one fails, stop those that were started here."""
+def _start(names, stop, start):
+    """Start units together; where one fails, put back what was, and raise."""
     if not names:
         return
     _systemctl("start", *names)
     failed = [name for name in names if _instance(name)["state"] != "active"]
     if not failed:
-        result["started"] += names
         return
-    for name in failed:
-        log = __salt__["cmd.run_stdout"](
-            ["journalctl", "-u", name, "-n", "20", "-o", "cat", "--no-pager"], python_shell=False
-        )
-        result["failures"][name] = log
-    _systemctl("stop", *names, *result["started"])
-    result["started"] = []
+    log = __salt__["cmd.run_stdout"](
+        ["journalctl", "-u", failed[0], "-n", "20", "-o", "cat", "--no-pager"], python_shell=False
+    )
+    _systemctl("stop", *stop)
+    if start:
+        _systemctl("start", "--no-block", *start)
+    raise CommandExecutionError(f"{failed[0]} doesn't come up:\n{log}")
 
 
 def drain(site=None):
@@ -314,16 +267,11 @@ def resume():
         salt 'worker2' celery.resume
     """
     _DRAINED.unlink(missing_ok=True)
-    found = {
+    return {
         site: shipped(site, live(site))
         for site in __salt__["sites.list"]()
         if units(site) and live(site)
     }
-    failures = {name: log for one in found.values() for name, log in one["failures"].items()}
-    if failures:
-        name, log = next(iter(failures.items()))
-        raise CommandExecutionError(f"{name} doesn't come up:\n{log}")
-    return found
 
 
 def drained():
@@ -361,7 +309,7 @@ def inspect(site):
         salt 'worker1' celery.inspect newsroom
     """
     known = __salt__["sites.get"](site)
-    found = json.loads(_script(site, "inspect", known["celery_app"], *sorted(known["queues"])))
+    found = _script(site, "inspect", known["celery_app"], *sorted(known["queues"]))
     found["failed"] = _failed(site)
     return found
 
@@ -410,28 +358,28 @@ def scale(site, queue, processes):
     if not isinstance(processes, int) or processes < 1:
         raise CommandExecutionError(f"{processes!r} processes: give a whole number, at least 1.")
     node = f"{queue}.{live(site)}@{__grains__['host']}"
-    return json.loads(_script(site, "scale", known["celery_app"], node, str(processes)))
+    return _script(site, "scale", known["celery_app"], node, str(processes))
 
 
 def _script(site, *arguments):
-    """Run the service script with the live release's Python, as the site's user."""
+    """Run the service's own script with the live release, as the site's user."""
     release = live(site)
     if not release:
         raise CommandExecutionError(f"Nothing of {site} was shipped to {__opts__['id']} yet.")
-    env_file = __salt__["sites.paths"](site)["env_file"]
-    result = __salt__["cmd.run_all"](
-        [python(site, release), _SCRIPT, env_file, *arguments],
-        cwd=folder(site, release),
-        runas=__salt__["sites.user"](site),
-        python_shell=False,
-        ignore_retcode=True,
+    paths = __salt__["sites.paths"](site)
+    told = __salt__["commands.run"](
+        site,
+        ["/usr/bin/python3", _SCRIPT, f"{paths['deploy']}/releases/{release}.json"]
+        + [paths["env_file"], *arguments],
         timeout=30,
+        task=f"Asking the broker and the workers of {site}",
     )
-    if result["retcode"]:
-        raise CommandExecutionError(
-            f"The broker or the workers of {site} don't answer: {result['stderr'][-500:]}"
-        )
-    return result["stdout"].splitlines()[-1]
+    return json.loads(told.rpartition("\nsaltern:")[2])
+
+
+def _template(name):
+    """The name of a unit without its release."""
+    return name.partition("@")[0]
 
 
 def _named(unit, release):

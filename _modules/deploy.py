@@ -641,7 +641,10 @@ def _workers(work):
     shipped = __salt__.get("celery.shipped")
     if not shipped or "celery" not in __salt__["inventory.services"]():
         return "none here"
-    return str(shipped(work.site, work.release["release"]))
+    told = shipped(work.site, work.release["release"])
+    if told["drained"]:
+        return "drained, nothing started"
+    return f"{len(told['started'])} started, {len(told['finishing'])} finishing"
 
 
 def _clean(work):

@@ -4,6 +4,8 @@ The background work of a site runs, and with what its units and environment say 
 
 import os
 
+from salt.exceptions import CommandExecutionError
+
 _UNITS = "/etc/systemd/system"
 
 
@@ -53,11 +55,12 @@ def running(name):
 
     if outdated:
         __salt__["cmd.run"](["systemctl", "restart", "--no-block", *outdated], python_shell=False)
-    failures = __salt__["celery.shipped"](name, release)["failures"] if missing else {}
     ret["comment"] = "Workers were started."
-    if failures:
-        unit, log = next(iter(failures.items()))
-        ret.update(result=False, changes={}, comment=f"{unit} doesn't come up:\n{log}")
+    try:
+        if missing:
+            __salt__["celery.shipped"](name, release)
+    except CommandExecutionError as error:
+        ret.update(result=False, changes={}, comment=str(error))
     return ret
 
 

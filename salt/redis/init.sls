@@ -62,10 +62,10 @@ redis/{{ server.purpose }}/config:
     - group: redis
     - mode: '0640'
     - show_changes: False
-    # A server that comes up with this file, anywhere but in the place of the real one.
+    # Redis reads the whole file before it finds that it may listen nowhere.
     - check_cmd: >-
-        sh -c 'timeout --preserve-status 1 redis-server "$0" --port 0 --unixsocket ""
-        --dir /tmp --appendonly no --replicaof no one --pidfile ""'
+        sh -c 'told=$(redis-server "$0" --port 0 --unixsocket "" --pidfile "");
+        echo "$told"; echo "$told" | grep -q "not listen anywhere"'
     - require:
       - file: redis/{{ server.purpose }}/data
       - file: redis/{{ server.purpose }}/users

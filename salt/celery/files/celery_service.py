@@ -1,15 +1,17 @@
 """
-Managed by Saltern: salt/celery/files/celery_service.py. Runs with a site's own Python.
+Managed by Saltern: salt/celery/files/celery_service.py. Runs a release's background work.
 
-    celery_service.py ENV_FILE worker ARGUMENTS…   a worker that tells systemd when it is ready
-    celery_service.py ENV_FILE beat ARGUMENTS…     beat, on one host of the farm at a time
-    celery_service.py ENV_FILE run COMMAND…        any program with the site's environment
-    celery_service.py ENV_FILE inspect APP QUEUE…  queues and workers, as JSON
-    celery_service.py ENV_FILE scale APP NODE N    N processes in a worker that runs
+    celery_service.py NOTE ENV_FILE worker ARGUMENTS…   a worker that tells systemd when it is ready
+    celery_service.py NOTE ENV_FILE beat ARGUMENTS…     beat, on one host of the farm at a time
+    celery_service.py NOTE ENV_FILE run COMMAND…        any program with the site's environment
+    celery_service.py NOTE ENV_FILE inspect APP QUEUE…  queues and workers, as JSON
+    celery_service.py NOTE ENV_FILE scale APP NODE N    N processes in a worker that runs
 
-The arguments of worker and beat are those of Celery's own commands, the application first.
+NOTE says where the release's code and virtualenv are, ENV_FILE holds the site's environment. The
+arguments of worker and beat are those of Celery's own commands, the application first.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -22,12 +24,20 @@ LOOK, LEASE = 3, 15
 LOCK = "saltern.beat"
 
 
-def main(env_file, role, *arguments):
+def main(note, env_file, role, *arguments):
+    with open(note, encoding="utf-8") as file:
+        release = json.load(file)
+    if os.path.realpath(sys.prefix) != os.path.realpath(release["virtualenv"]):
+        python = f"{release['virtualenv']}/bin/python"
+        os.execv(python, [python, *sys.argv])
     read_environment(env_file)
-    sys.path.insert(0, os.getcwd())
-    {"worker": worker, "beat": beat, "run": run, "inspect": inspect, "scale": scale}[role](
-        *arguments
-    )
+    os.environ["STATIC_ROOT"] = release["static"]
+    os.environ["RELEASE"] = release["release"]
+    os.environ["VIRTUAL_ENV"] = release["virtualenv"]
+    os.chdir(release["code"])
+    sys.path[0] = release["code"]
+    roles = {"worker": worker, "beat": beat, "run": run, "inspect": inspect, "scale": scale}
+    roles[role](*arguments)
 
 
 def read_environment(path):
@@ -113,10 +123,8 @@ def lock_in_rabbitmq(app):
 
 def wait(connection):
     """Let LOOK seconds pass on a connection, with its heartbeats."""
-    try:
+    with contextlib.suppress(TimeoutError):
         connection.drain_events(timeout=LOOK)
-    except TimeoutError:
-        pass
     connection.heartbeat_check()
 
 
@@ -174,7 +182,7 @@ def inspect(app, *queues):
             "fetched": len(reserved.get(node, [])),
             "done": sum(stats[node]["total"].values()),
         }
-    print(json.dumps(found))
+    answer(found)
 
 
 def waiting(connection, queue):
@@ -196,7 +204,12 @@ def scale(app, node, processes):
     change = app.control.pool_grow if wanted > now else app.control.pool_shrink
     if wanted != now:
         change(abs(wanted - now), destination=[node], reply=True, timeout=5)
-    print(json.dumps({"old": now, "new": wanted}))
+    answer({"old": now, "new": wanted})
+
+
+def answer(found):
+    """Print a result behind a mark, as the site's code may print and log too."""
+    print(f"\nsaltern:{json.dumps(found)}", flush=True)
 
 
 if __name__ == "__main__":
