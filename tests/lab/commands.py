@@ -15,7 +15,7 @@ class UsageError(LabError):
     code = 2
 
 
-def run(*command, stdin=None, check=True, cwd=None, env=None):
+def run(*command, stdin=None, check=True, secret=False):
     """
     Run a command, log what it says, return it.
 
@@ -25,6 +25,8 @@ def run(*command, stdin=None, check=True, cwd=None, env=None):
         Text that it is given.
     check
         Whether a failure raises :class:`LabError`.
+    secret
+        Whether what it says stays out of the log.
 
     Returns a ``CompletedProcess`` with text in ``stdout`` and ``stderr``.
     """
@@ -33,11 +35,10 @@ def run(*command, stdin=None, check=True, cwd=None, env=None):
     command = [str(word) for word in command]
     output.log("$ " + " ".join(command))
     given = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=env, check=False, **given
-    )
-    output.log(done.stdout)
-    output.log(done.stderr)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **given)
+    if not secret:
+        output.log(done.stdout)
+        output.log(done.stderr)
     if check and done.returncode:
         raise LabError(explain(command, done.returncode, done.stderr or done.stdout))
     return done

@@ -216,10 +216,10 @@ class Lab:
         folder.chmod(0o700)
         private, public = folder / f"{name}.pem", folder / f"{name}.pub"
         if not public.exists():
-            within = ["chroot", self.image, "openssl"]
-            private.write_text(run(*within, "genpkey", "-quiet", "-algorithm", "RSA").stdout)
-            pem = private.read_text()
-            public.write_text(run(*within, "pkey", "-pubout", stdin=pem).stdout)
+            openssl = ["chroot", self.image, "openssl"]
+            pem = run(*openssl, "genpkey", "-quiet", "-algorithm", "RSA", secret=True).stdout
+            private.write_text(pem)
+            public.write_text(run(*openssl, "pkey", "-pubout", stdin=pem).stdout)
         return private.read_text(), public.read_text()
 
     def introduce(self, host):

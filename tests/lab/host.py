@@ -23,7 +23,7 @@ ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "TERM": os.environ.get("TERM", "dumb"),
 }
-BOOT_TIMEOUT = 90
+BOOT_TIMEOUT = 180
 
 
 def memory_bytes(text):

@@ -8,7 +8,7 @@ from tests.lab import cgroups, output
 from tests.lab.commands import LabError
 from tests.lab.host import CHECKOUT
 
-MINIONS_TIMEOUT = 90
+MINIONS_TIMEOUT = 180
 EXAMPLE = "examples/newsroom"
 REPOSITORY = "/srv/git/newsroom.git"
 GIT_UNIT = """\
@@ -29,8 +29,8 @@ EMPTY = "# What this host is told is in the folder beside this file.\n"
 # A commit only where something changed; the index stays in the bare repository.
 PUBLISH = f"""
 set -e
+[ -f {REPOSITORY}/HEAD ] || git init --quiet --bare --initial-branch=main {REPOSITORY}
 export GIT_DIR={REPOSITORY} GIT_WORK_TREE={CHECKOUT}/{EXAMPLE}
-[ -d "$GIT_DIR" ] || git init --quiet --bare --initial-branch=main "$GIT_DIR"
 git() {{ command git -c core.bare=false -c user.name=lab -c user.email=lab@localhost "$@"; }}
 git -c core.excludesFile={CHECKOUT}/.gitignore add --all "$GIT_WORK_TREE"
 git rev-parse --quiet --verify HEAD >/dev/null && git diff --cached --quiet ||
@@ -109,7 +109,7 @@ def publish_example(lab):
         output.say(f"There is no {EXAMPLE} in this checkout: no site is published.")
         return
     with output.step(f"publishing {EXAMPLE} as git://master/newsroom.git") as step:
-        done = lab.hosts["master"].run("sh", "-c", PUBLISH)
+        done = lab.hosts["master"].run("sh", "-s", stdin=PUBLISH)
         step.detail = done.stdout.strip()
 
 
