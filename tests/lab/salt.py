@@ -9,6 +9,8 @@ from tests.lab.commands import LabError
 from tests.lab.host import CHECKOUT
 
 MINIONS_TIMEOUT = 180
+# On a busy machine a minion takes its time to say that it is still at work.
+PATIENCE = ["--timeout=60", "--gather-job-timeout=60"]
 EXAMPLE = "examples/newsroom"
 REPOSITORY = "/srv/git/newsroom.git"
 GIT_UNIT = """\
@@ -152,7 +154,7 @@ def call(lab, target, function, *arguments, options=()):
 
 def follow(lab, step, hosts, target, function):
     """Call a function, count the hosts as they answer, and raise with what went wrong."""
-    command = ["salt", "--out=json", "--out-indent=-1", "--no-color", target, function]
+    command = ["salt", "--out=json", "--out-indent=-1", "--no-color", *PATIENCE, target, function]
     wrong, answered = [], set()
     process = subprocess.Popen(
         lab.hosts["master"].inside(command),
@@ -190,7 +192,7 @@ def failures(answer):
     if isinstance(answer, list):
         return [str(line) for line in answer]
     if isinstance(answer, str):
-        return [answer.strip()] if _is_failure(answer) else []
+        return [answer.strip().splitlines()[0]] if _is_failure(answer) else []
     if answer is False:
         return ["no answer"]
     if not isinstance(answer, dict):
