@@ -2,6 +2,8 @@
 
 import subprocess
 
+from tests.lab import output
+
 
 class LabError(Exception):
     """Something failed: its text is one sentence for the person at the terminal. Exit code 1."""
@@ -30,8 +32,6 @@ def run(*command, stdin=None, check=True, secret=False):
 
     Returns a ``CompletedProcess`` with text in ``stdout`` and ``stderr``.
     """
-    from tests.lab import output
-
     command = [str(word) for word in command]
     output.log("$ " + " ".join(command))
     given = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
@@ -46,8 +46,6 @@ def run(*command, stdin=None, check=True, secret=False):
 
 def stream(*command, env=None):
     """Run a long command with its output going straight to the log. Raises on failure."""
-    from tests.lab import output
-
     command = [str(word) for word in command]
     output.log("$ " + " ".join(command))
     done = subprocess.run(
@@ -64,8 +62,6 @@ def stream(*command, env=None):
 
 def explain(command, code, said):
     """One sentence about a command that failed."""
-    from tests.lab import output
-
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     last = f": {lines[-1]}" if lines else ""
     return f"{command[0]} failed with exit code {code}{last}. Full output: {output.log_name()}"
