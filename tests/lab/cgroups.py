@@ -124,7 +124,7 @@ def _remove_tree(group, patience):
     deadline = time.monotonic() + patience
     while True:
         folders = [path for path in group.rglob("*") if path.is_dir()]
-        for folder in sorted(folders, key=lambda path: -len(path.parts)) + [group]:
+        for folder in [*sorted(folders, key=lambda path: -len(path.parts)), group]:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         if not group.exists():

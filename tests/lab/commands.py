@@ -2,6 +2,8 @@
 
 import subprocess
 
+from tests.lab import output
+
 
 class LabError(Exception):
     """Something failed: its text is one sentence for the person at the terminal. Exit code 1."""
@@ -15,7 +17,7 @@ class UsageError(LabError):
     code = 2
 
 
-def run(*command, stdin=None, check=True, cwd=None, env=None):
+def run(*command, stdin=None, check=True, secret=False):
     """
     Run a command, log what it says, return it.
 
@@ -25,19 +27,18 @@ def run(*command, stdin=None, check=True, cwd=None, env=None):
         Text that it is given.
     check
         Whether a failure raises :class:`LabError`.
+    secret
+        Whether what it says stays out of the log.
 
     Returns a ``CompletedProcess`` with text in ``stdout`` and ``stderr``.
     """
-    from tests.lab import output
-
     command = [str(word) for word in command]
     output.log("$ " + " ".join(command))
     given = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=env, check=False, **given
-    )
-    output.log(done.stdout)
-    output.log(done.stderr)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **given)
+    if not secret:
+        output.log(done.stdout)
+        output.log(done.stderr)
     if check and done.returncode:
         raise LabError(explain(command, done.returncode, done.stderr or done.stdout))
     return done
@@ -45,8 +46,6 @@ def run(*command, stdin=None, check=True, cwd=None, env=None):
 
 def stream(*command, env=None):
     """Run a long command with its output going straight to the log. Raises on failure."""
-    from tests.lab import output
-
     command = [str(word) for word in command]
     output.log("$ " + " ".join(command))
     done = subprocess.run(
@@ -63,8 +62,6 @@ def stream(*command, env=None):
 
 def explain(command, code, said):
     """One sentence about a command that failed."""
-    from tests.lab import output
-
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     last = f": {lines[-1]}" if lines else ""
     return f"{command[0]} failed with exit code {code}{last}. Full output: {output.log_name()}"

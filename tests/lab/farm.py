@@ -178,10 +178,13 @@ class Lab:
         if not network.processes(network.hub(self.name)):
             self._start_package_cache()
 
+    def sites(self):
+        """The sites of the lab, as they are declared."""
+        return (machine.read_yaml(self.checkout / SITES) or {}).get("sites") or {}
+
     def domains(self):
         """The domains of the sites, but for those that are names of hosts."""
-        sites = (machine.read_yaml(self.checkout / SITES) or {}).get("sites") or {}
-        found = [domain for site in sites.values() for domain in site.get("domains") or []]
+        found = [domain for site in self.sites().values() for domain in site.get("domains") or []]
         return [domain for domain in dict.fromkeys(found) if domain not in self.hosts]
 
     def _start_package_cache(self):
@@ -216,10 +219,10 @@ class Lab:
         folder.chmod(0o700)
         private, public = folder / f"{name}.pem", folder / f"{name}.pub"
         if not public.exists():
-            within = ["chroot", self.image, "openssl"]
-            private.write_text(run(*within, "genpkey", "-quiet", "-algorithm", "RSA").stdout)
-            pem = private.read_text()
-            public.write_text(run(*within, "pkey", "-pubout", stdin=pem).stdout)
+            openssl = ["chroot", self.image, "openssl"]
+            pem = run(*openssl, "genpkey", "-quiet", "-algorithm", "RSA", secret=True).stdout
+            private.write_text(pem)
+            public.write_text(run(*openssl, "pkey", "-pubout", stdin=pem).stdout)
         return private.read_text(), public.read_text()
 
     def introduce(self, host):

@@ -23,7 +23,7 @@ ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "TERM": os.environ.get("TERM", "dumb"),
 }
-BOOT_TIMEOUT = 90
+BOOT_TIMEOUT = 180
 
 
 def memory_bytes(text):
@@ -102,7 +102,7 @@ class Host:
     def releases(self):
         """The live release of each site on the disk: a dict by site."""
         links = self.root.glob("srv/sites/*/current")
-        return {link.parent.name: os.path.basename(os.readlink(link)) for link in links}
+        return {link.parent.name: link.readlink().name for link in links}
 
     def _set_up(self):
         """What tells this host from the others, before its first boot."""

@@ -87,12 +87,7 @@ WantedBy=multi-user.target
 }
 # What is thrown away with its host needs no flushing to the disk of the machine.
 DPKG = "force-unsafe-io\npath-exclude=/usr/share/doc/*\npath-exclude=/usr/share/man/*\n"
-APT = (
-    'APT::Install-Recommends "false";\n'
-    'Acquire::Languages "none";\n'
-    'APT::Periodic::Enable "0";\n'
-)
-
+APT = 'APT::Install-Recommends "false";\nAcquire::Languages "none";\nAPT::Periodic::Enable "0";\n'
 
 
 def key(checkout):

@@ -1,11 +1,10 @@
 """What the lab says: steps with elapsed time on the terminal, everything else in a log file."""
 
 import contextlib
+import shutil
 import sys
 import threading
 import time
-
-from tests.lab.commands import LabError
 
 STARTED = time.monotonic()
 # How often a long step repeats itself: in place on a terminal, as a line elsewhere. [s]
@@ -67,6 +66,8 @@ def step(text, total=None):
     terminal = sys.stdout.isatty()
 
     def show(line, end):
+        if terminal:
+            line = line[: shutil.get_terminal_size().columns - 1]
         print(("\r\033[K" if terminal else "") + line, end=end, flush=True)
 
     def pulse():
@@ -81,8 +82,6 @@ def step(text, total=None):
     try:
         yield current
         outcome = "done"
-    except LabError:
-        raise
     except KeyboardInterrupt:
         outcome = "interrupted"
         raise

@@ -102,7 +102,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
                     self.wfile.write(block)
                 file.flush()
                 if file.tell() == length:
-                    os.replace(file.name, kept)
+                    pathlib.Path(file.name).replace(kept)
             finally:
                 pathlib.Path(file.name).unlink(missing_ok=True)
 

@@ -9,8 +9,14 @@ from tests.lab.commands import LabError
 from tests.lab.host import CHECKOUT
 
 MINIONS_TIMEOUT = 300
-EXAMPLE = "examples/newsroom"
-REPOSITORY = "/srv/git/newsroom.git"
+# On a busy machine a minion takes its time to say that it is still at work.
+PATIENCE = ["--timeout=60", "--gather-job-timeout=60"]
+SITE = "newsroom"
+EXAMPLE = f"examples/{SITE}"
+REPOSITORY = f"/srv/git/{SITE}.git"
+SERVED_AS = f"git://master/{SITE}.git"
+# Which hosts get releases, by role: the app hosts first, as they migrate the database.
+SHIPPED_TO = {"app": "app*", "worker": "worker*"}
 GIT_UNIT = """\
 [Unit]
 Description=The git repositories of the lab, read-only
@@ -29,8 +35,8 @@ EMPTY = "# What this host is told is in the folder beside this file.\n"
 # A commit only where something changed; the index stays in the bare repository.
 PUBLISH = f"""
 set -e
+[ -f {REPOSITORY}/HEAD ] || git init --quiet --bare --initial-branch=main {REPOSITORY}
 export GIT_DIR={REPOSITORY} GIT_WORK_TREE={CHECKOUT}/{EXAMPLE}
-[ -d "$GIT_DIR" ] || git init --quiet --bare --initial-branch=main "$GIT_DIR"
 git() {{ command git -c core.bare=false -c user.name=lab -c user.email=lab@localhost "$@"; }}
 git -c core.excludesFile={CHECKOUT}/.gitignore add --all "$GIT_WORK_TREE"
 git rev-parse --quiet --verify HEAD >/dev/null && git diff --cached --quiet ||
@@ -105,11 +111,8 @@ def wait_for_minions(lab, hosts):
 
 def publish_example(lab):
     """Commit the example site into the master's git repository, if it changed."""
-    if not (lab.checkout / EXAMPLE).is_dir():
-        output.say(f"There is no {EXAMPLE} in this checkout: no site is published.")
-        return
-    with output.step(f"publishing {EXAMPLE} as git://master/newsroom.git") as step:
-        done = lab.hosts["master"].run("sh", "-c", PUBLISH)
+    with output.step(f"publishing {EXAMPLE} as {SERVED_AS}") as step:
+        done = lab.hosts["master"].run("sh", "-s", stdin=PUBLISH)
         step.detail = done.stdout.strip()
 
 
@@ -123,12 +126,17 @@ def converge(lab):
 
 
 def ship(lab):
-    """``deploy.ship`` on the app hosts that are on."""
-    hosts = [host.name for host in lab.running() if "app" in host.roles]
-    if not hosts:
-        return
-    with output.step("salt 'app*' deploy.ship", len(hosts)) as step:
-        follow(lab, step, hosts, "app*", "deploy.ship")
+    """``deploy.ship`` on the hosts that run the sites' code; content for the example site."""
+    hosts = lab.running()
+    for role, target in SHIPPED_TO.items():
+        names = [host.name for host in hosts if role in host.roles]
+        if names:
+            with output.step(f"salt '{target}' deploy.ship", len(names)) as step:
+                follow(lab, step, names, target, "deploy.ship")
+    apps = [host.name for host in hosts if "app" in host.roles]
+    if apps and lab.sites().get(SITE, {}).get("repository") == SERVED_AS:
+        with output.step(f"salt {apps[0]} deploy.manage {SITE} seed", 1) as step:
+            follow(lab, step, apps[:1], apps[0], "deploy.manage", SITE, "seed")
 
 
 def call(lab, target, function, *arguments, options=()):
@@ -150,9 +158,10 @@ def call(lab, target, function, *arguments, options=()):
         return {}
 
 
-def follow(lab, step, hosts, target, function):
+def follow(lab, step, hosts, target, function, *arguments):
     """Call a function, count the hosts as they answer, and raise with what went wrong."""
-    command = ["salt", "--out=json", "--out-indent=-1", "--no-color", target, function]
+    command = ["salt", "--out=json", "--out-indent=-1", "--no-color", *PATIENCE]
+    command += [target, function, *arguments]
     wrong, answered = [], set()
     process = subprocess.Popen(
         lab.hosts["master"].inside(command),
@@ -190,11 +199,13 @@ def failures(answer):
     if isinstance(answer, list):
         return [str(line) for line in answer]
     if isinstance(answer, str):
-        return [answer.strip()] if _is_failure(answer) else []
+        return [answer.strip().splitlines()[0]] if _is_failure(answer) else []
     if answer is False:
         return ["no answer"]
     if not isinstance(answer, dict):
         return []
+    if answer.get("result") is False:
+        return [str(answer.get("comment", "it failed"))]
     failed = [
         (key.split("_|-")[1], str(value.get("comment", "")).strip())
         for key, value in answer.items()

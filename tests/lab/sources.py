@@ -35,8 +35,8 @@ def pip_settings(etc=ETC, home=None, environment=None):
     environment = os.environ if environment is None else environment
     read = configparser.RawConfigParser()
     read.read(
-        [etc / "pip.conf", etc / "xdg/pip/pip.conf", home / ".pip/pip.conf"]
-        + [home / ".config/pip/pip.conf"]
+        folder / "pip.conf"
+        for folder in (etc, etc / "xdg/pip", home / ".pip", home / ".config/pip")
     )
     written = dict(read.items("global")) if read.has_section("global") else {}
     settings = {}

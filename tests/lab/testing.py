@@ -85,7 +85,6 @@ def _pytest(lab, python, kinds, arguments):
         PYTHONDONTWRITEBYTECODE="1",
         SALTERN_LAB=lab.name,
     )
-    cache = f"cache_dir={farm.CACHE / 'pytest'}"
-    command = [python, "-m", "pytest", "-o", cache, *folders, *arguments]
+    command = [python, "-m", "pytest", *folders, *arguments]
     sys.stdout.flush()
     return subprocess.run(command, cwd=lab.checkout, env=environment, check=False).returncode

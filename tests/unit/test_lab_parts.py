@@ -124,7 +124,8 @@ def test_failed_states_are_named_by_their_cause():
         ("ERROR: no such revision", ["ERROR: no such revision"]),
         ("Minion did not return. [No response]", ["Minion did not return. [No response]"]),
         (False, ["no answer"]),
-        ({"release": "20260101-abc", "phases": {}}, []),
+        ({"result": True, "release": "20260101-abc", "phases": []}, []),
+        ({"result": False, "comment": "build: no network", "phases": []}, ["build: no network"]),
         ("fine", []),
         (True, []),
     ],
@@ -134,7 +135,7 @@ def test_other_answers(answer, expected):
 
 
 def test_a_failed_command_is_one_sentence():
-    with pytest.raises(LabError, match="^ls failed with exit code 2: .*No such file"):
+    with pytest.raises(LabError, match=r"^ls failed with exit code 2: .*No such file"):
         run("ls", "/nowhere/at/all")
 
 
