@@ -10,7 +10,7 @@ from tests.lab.host import CHECKOUT
 
 MINIONS_TIMEOUT = 300
 # On a busy machine a minion takes its time to say that it is still at work.
-PATIENCE = ["--timeout=60", "--gather-job-timeout=60"]
+PATIENCE = ["--timeout=60"]
 SITE = "newsroom"
 EXAMPLE = f"examples/{SITE}"
 REPOSITORY = f"/srv/git/{SITE}.git"
