@@ -25,7 +25,8 @@ PACKAGES = {
     ],
     # The tests' virtualenv; the compiler is for timelib, which has no wheel.
     "virtualenv": ["gcc", "libc6-dev", "python3-dev", "python3-venv"],
-    "unit": ["git"],
+    # The example site meets real caches.
+    "unit": ["git", "memcached", "redis-server"],
     # The daemons whose own check decides whether a rendered configuration is right.
     "render": [
         "haproxy",
