@@ -4,7 +4,9 @@ app hosts that do as they are told. The configurations are those that the states
 """
 
 import contextlib
+import functools
 import http.client
+import importlib.util
 import http.server
 import os
 import pathlib
@@ -71,9 +73,23 @@ def functions(host, told, folder):
         file_roots={"base": [str(CHECKOUT / "salt")]},
         module_dirs=[str(CHECKOUT)],
     )
-    opts["grains"] = salt.loader.grains(opts)
+    opts["grains"] = _grains()
     opts["pillar"] = told
     return salt.loader.minion_mods(opts, utils=salt.loader.utils(opts))
+
+
+@functools.lru_cache
+def _grains():
+    return salt.loader.grains(salt.config.minion_config(None))
+
+
+def module(name, modules):
+    """An execution module whose own names a test may change."""
+    spec = importlib.util.spec_from_file_location(name, CHECKOUT / "_modules" / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    found.__salt__, found.__opts__ = modules, {}
+    return found
 
 
 def render(modules, template, **context):
@@ -89,6 +105,7 @@ class App(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
         path = self.path.partition("?")[0]
+        time.sleep(server.slow if path != "/health/" else 0)
         length = int(self.headers.get("Content-Length") or 0)
         self.rfile.read(length)
         if path != "/health/":
@@ -121,6 +138,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, name, address):
         super().__init__((address, APP), App)
         self.name, self.seen, self.behaviour, self.well = name, [], {}, True
+        self.slow = 0.0  # seconds that an answer takes
         self.open = set()
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -221,6 +239,7 @@ class Road:
         for status in (400, 403, 408, 429, 500, 502, 503, 504):
             page = render(modules, "haproxy/files/error.http", status=status)
             (errors / f"saltern-{status}.http").write_text(page)
+        self._certificate()
         text = render(modules, "haproxy/files/haproxy.cfg")
         for path, here in {
             "/etc/haproxy/": f"{self.folder}/",
@@ -233,6 +252,17 @@ class Road:
         configuration = self.folder / "haproxy.cfg"
         configuration.write_text(text)
         return configuration
+
+    def _certificate(self):
+        certificates = self.folder / "certificates"
+        certificates.mkdir(exist_ok=True)
+        key, certificate = self.folder / "key", self.folder / "crt"
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+             "-nodes", "-subj", "/CN=paper.lab", "-days", "2", "-keyout", key, "-out", certificate],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        (certificates / "paper.pem").write_text(certificate.read_text() + key.read_text())
 
     def kill(self, name):
         """End one of the daemons without a warning."""

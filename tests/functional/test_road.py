@@ -3,14 +3,12 @@
 import concurrent.futures
 import re
 import subprocess
-import sys
 import time
 
 import pytest
 
-sys.path.insert(0, str(__import__("pathlib").Path(__file__).parent))
-import road as roads
-from road import ACCELERATORS, APPS, BALANCER, WEB, get, until
+from tests.functional import road as roads
+from tests.functional.road import ACCELERATORS, APPS, BALANCER, get, until
 
 DIRECT = (ACCELERATORS[0], roads.VARNISH)
 
@@ -20,16 +18,6 @@ def road(tmp_path_factory):
     folder = tmp_path_factory.mktemp("road")
     folder.chmod(0o755)
     road = roads.Road(folder, roads.pillar(site={"tls": {"certificate": "pillar"}}))
-    certificates = folder / "certificates"
-    certificates.mkdir()
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-         "-subj", "/CN=paper.lab", "-days", "2", "-keyout", folder / "key", "-out", folder / "crt"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    (certificates / "paper.pem").write_text(
-        (folder / "crt").read_text() + (folder / "key").read_text()
-    )
     try:
         yield road.start()
     finally:
