@@ -465,12 +465,11 @@ def _set_health(host, state):
     vcl = _active()
     names = [name for name in _backends(vcl) if name.endswith(ending)]
     if not names:
-        known = sorted({name.split("__", 1)[1] for name in _backends(vcl)})
+        known = sorted({name.rpartition("__")[2] for name in _backends(vcl)})
         near = difflib.get_close_matches(str(host), known, 1)
+        hint = f"Did you mean {near[0]}? " if near else ""
         raise CommandExecutionError(
-            f"Varnish asks no host {host!r}. "
-            + f"Did you mean {near[0]}? " * bool(near)
-            + f"It asks: {', '.join(known) or 'none'}."
+            f"Varnish asks no host {host!r}. {hint}It asks: {', '.join(known) or 'none'}."
         )
     for name in names:
         _admin("backend.set_health", f"{vcl}.{name}", state)

@@ -80,7 +80,7 @@ def functions(host, told, folder):
 
 @functools.lru_cache
 def _grains():
-    return salt.loader.grains(salt.config.minion_config(None))
+    return salt.loader.grains({**salt.config.minion_config(None), "module_dirs": [str(CHECKOUT)]})
 
 
 def module(name, modules):
@@ -230,7 +230,7 @@ class Road:
         configuration = self.write_haproxy()
         self.processes["lb1"] = self._spawn("haproxy", "-W", "-db", "-f", str(configuration))
         until(lambda: get("/.saltern/haproxy").status == 200)
-        until(lambda: get("/health/", Cookie="sessionid=1").status == 200)
+        until(lambda: get("/health/", Cookie="sessionid=1").status in (200, 301))
 
     def write_haproxy(self):
         modules = functions("lb1", self.told, self.folder)

@@ -160,10 +160,10 @@ def test_https_is_forced(start):
 def test_edge_side_includes(start):
     road = start(site={"cache": {"esi": True}})
     for app in road.apps:
-        app.behaviour["/whole/"] = (200, {"Cache-Control": "max-age=60"}, 'a <esi:include src="/part/"/> c')
+        app.behaviour["/whole/"] = (200, {"Cache-Control": "max-age=60"}, '<p><esi:include src="/part/"/> c')
         app.behaviour["/part/"] = (200, {"Cache-Control": "max-age=60"}, "b")
         app.behaviour["/plain/"] = (200, {"Content-Type": "text/plain"}, '<esi:include src="/part/"/>')
-    assert get("/whole/").text == "a b c"
+    assert get("/whole/").text == "<p>b c"
     assert get("/plain/").text == '<esi:include src="/part/"/>'
 
 
