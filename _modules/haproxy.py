@@ -200,7 +200,8 @@ def _places(server):
 
 def _known(names, wanted):
     near = difflib.get_close_matches(str(wanted), names, 1)
-    return f"Did you mean {near[0]}? " * bool(near) + f"There are: {', '.join(sorted(names))}."
+    hint = f"Did you mean {near[0]}? " if near else ""
+    return f"{hint}There are: {', '.join(sorted(names))}."
 
 
 def _sessions(server):

@@ -17,6 +17,7 @@ from salt.exceptions import CommandExecutionError
 
 log = logging.getLogger(__name__)
 
+_ADDRESS = "127.0.0.1"
 _VCL = "/etc/varnish/saltern.vcl"
 
 
@@ -36,7 +37,7 @@ def active(path=_VCL):
 
         salt 'cache*' varnish.active
     """
-    name = next(vcl["name"] for vcl in _vcls() if vcl["status"] == "active")
+    name = _active()
     return {"name": name, "current": _admin("vcl.show", name).strip() == _read(path).strip()}
 
 
@@ -58,7 +59,7 @@ def reload(path=_VCL):
         salt 'cache*' varnish.reload
     """
     started = time.monotonic()
-    old = active(path)["name"]
+    old = _active()
     new = time.strftime("saltern-%Y%m%dT%H%M%S-") + f"{time.time_ns() // 1000 % 1000000:06d}"
     _admin("vcl.load", new, path)
     try:
@@ -124,7 +125,7 @@ def ban(pattern, site=None):
         raise CommandExecutionError(f"{pattern!r} is no regular expression: {error}.") from None
     if re.search(r"[\s\"]", str(pattern)):
         raise CommandExecutionError(
-            f"{pattern!r}: paths hold no blanks and no quotes, so a pattern needs none."
+            f"{pattern!r}: paths hold no blanks and no quotes, so the pattern can't either."
         )
     names = [domain.lower() for domain in _site(site)["domains"]]
     for name in names:
@@ -146,7 +147,7 @@ def backends():
 
         salt 'cache*' varnish.backends
     """
-    return _backends(active()["name"])
+    return _backends(_active())
 
 
 def drain(host):
@@ -386,7 +387,7 @@ def _site(name):
 def _request(method, host, path, headers=None, body=False):
     """Ask this host's Varnish; status, reason and headers, or the body in place of these."""
     port = __salt__["settings.get"]("varnish")["port"]
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=70)
+    connection = http.client.HTTPConnection(_ADDRESS, port, timeout=70)
     asked = {"Host": host, "Accept-Encoding": "identity" if body else "gzip", **(headers or {})}
     try:
         connection.request(method, path, headers=asked)
@@ -395,7 +396,7 @@ def _request(method, host, path, headers=None, body=False):
         return answer.status, answer.reason, content if body else answer.headers
     except (OSError, http.client.HTTPException) as error:
         raise CommandExecutionError(
-            f"Varnish doesn't answer on 127.0.0.1:{port} ({error}). See why with: "
+            f"Varnish doesn't answer on {_ADDRESS}:{port} ({error}). See why with: "
             "journalctl -u varnish -n 50"
         ) from None
     finally:
@@ -424,6 +425,10 @@ def _discard_others(current):
     for name in others:
         _admin("vcl.discard", name)
     return others
+
+
+def _active():
+    return next(vcl["name"] for vcl in _vcls() if vcl["status"] == "active")
 
 
 def _vcls():
@@ -457,15 +462,14 @@ def _backends(vcl):
 
 def _set_health(host, state):
     ending = "__" + re.sub("[^A-Za-z0-9]", "_", str(host))
-    vcl = active()["name"]
+    vcl = _active()
     names = [name for name in _backends(vcl) if name.endswith(ending)]
     if not names:
-        known = sorted({name.split("__", 1)[1] for name in _backends(vcl)})
+        known = sorted({name.rpartition("__")[2] for name in _backends(vcl)})
         near = difflib.get_close_matches(str(host), known, 1)
+        hint = f"Did you mean {near[0]}? " if near else ""
         raise CommandExecutionError(
-            f"Varnish asks no host {host!r}. "
-            + f"Did you mean {near[0]}? " * bool(near)
-            + f"It asks: {', '.join(known) or 'none'}."
+            f"Varnish asks no host {host!r}. {hint}It asks: {', '.join(known) or 'none'}."
         )
     for name in names:
         _admin("backend.set_health", f"{vcl}.{name}", state)
@@ -490,7 +494,7 @@ def _admin_json(command, *arguments):
 
 
 def _admin(*command):
-    return _run("varnishadm", "--", *command)
+    return _run("varnishadm", *command)
 
 
 def _run(*command):
@@ -504,7 +508,7 @@ def _run(*command):
     if done.returncode:
         words = (done.stderr + done.stdout).strip() or f"exit status {done.returncode}"
         raise CommandExecutionError(
-            f"{' '.join(part for part in command if part != '--')} failed: {words}"
+            f"{' '.join(command)} failed: {words}"
         )
     return done.stdout
 

@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -135,7 +136,7 @@ def ask_acme(request, acme):
 def names_of(pem):
     """The host names that a certificate is for."""
     shown = run("openssl", "x509", "-noout", "-ext", "subjectAltName", "-in", pem)
-    return {part.split(":", 1)[1].strip() for part in shown.split(",") if "DNS:" in part}
+    return set(re.findall(r"DNS:([^,\s]+)", shown))
 
 
 def issuer_of(pem):

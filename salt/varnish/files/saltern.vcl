@@ -6,6 +6,7 @@ import std;
 {%- from 'os/files/error_page.jinja' import page %}
 {%- set varnish = salt['settings.get']('varnish') %}
 {%- set apps = salt['inventory.peers']('app') %}
+{%- set nginx_port = salt['settings.get']('nginx').port %}
 {%- set sites = [] %}
 {%- for name in salt['sites.list']() %}
 {%- set site = salt['sites.get'](name) %}
@@ -39,7 +40,7 @@ probe {{ site.label }}_probe {
 {%- for host in apps %}
 backend {{ backend_name(site, host) }} {
     .host = "{{ host.address }}";
-    .port = "80";
+    .port = "{{ nginx_port }}";
     .connect_timeout = 1s;
     .first_byte_timeout = 65s;
     .probe = {{ site.label }}_probe;
@@ -72,6 +73,7 @@ sub vcl_recv {
         return (synth(200, "OK"));
     }
     if (req.restarts == 0) {
+        unset req.http.X-Saltern-Old;
         unset req.http.X-Saltern-Failed;
         unset req.http.X-Saltern-Cache;
         unset req.http.X-Saltern-Encoding;
@@ -131,12 +133,11 @@ sub vcl_recv {
     }
     # Anonymous: whatever cookies there are say nothing that changes the page.
     unset req.http.Cookie;
-    # While a site is well, its pages may be a little old, until a fresh one has come. Where its
-    # hosts are down or an answer has just failed, any page that is still kept is better than none.
-    if (!req.http.X-Saltern-Failed && std.healthy(req.backend_hint)) {
+    # A page that is too old for a site that is well: fetch it, and remember that there is an old
+    # one to fall back on.
+    set req.grace = {{ varnish.grace }};
+    if (req.http.X-Saltern-Old && !req.http.X-Saltern-Failed) {
         set req.grace = {{ varnish.grace_healthy }};
-    } else {
-        set req.grace = {{ varnish.grace }};
     }
     return (hash);
 }
@@ -172,10 +173,19 @@ sub vcl_pass {
     set req.http.X-Saltern-Cache = "pass";
 }
 
+sub vcl_hit {
+    # While a site is well, its pages may be a little old, until a fresh one has come. Where its
+    # hosts are down or an answer has just failed, any page that is still kept is better than none.
+    if (obj.ttl + {{ varnish.grace_healthy }} < 0s && !req.http.X-Saltern-Old && std.healthy(req.backend_hint)) {
+        set req.http.X-Saltern-Old = "yes";
+        return (restart);
+    }
+}
+
 sub vcl_miss {
-    # The site has just failed to answer this, and nothing older is kept.
+    # The site has just failed to answer this, and the old page is gone meanwhile.
     if (req.http.X-Saltern-Failed) {
-        return (synth(std.integer(req.http.X-Saltern-Failed, 503), "Back in a moment"));
+        return (synth(503, "Back in a moment"));
     }
 }
 
@@ -194,7 +204,7 @@ sub vcl_backend_response {
         return (retry);
     }
     # A failing site must not push a good page out: give up the fetch and serve what there is.
-    if (beresp.status >= 500 && bereq.is_bgfetch) {
+    if (beresp.status >= 500 && (bereq.is_bgfetch || bereq.http.X-Saltern-Old)) {
         return (abandon);
     }
     if (beresp.status >= 500) {
@@ -258,7 +268,7 @@ sub vcl_backend_error {
     if ((bereq.method == "GET" || bereq.method == "HEAD") && bereq.retries < 2) {
         return (retry);
     }
-    if (bereq.is_bgfetch) {
+    if (bereq.is_bgfetch || bereq.http.X-Saltern-Old) {
         return (abandon);
     }
     set beresp.http.Content-Type = "text/html; charset=utf-8";
@@ -270,11 +280,6 @@ sub vcl_backend_error {
 }
 
 sub vcl_deliver {
-    # The answer failed: look again, with any age allowed.
-    if (resp.status >= 500 && req.restarts == 0 && !req.http.X-Saltern-Cache && (req.method == "GET" || req.method == "HEAD")) {
-        set req.http.X-Saltern-Failed = resp.status;
-        return (restart);
-    }
     if (req.http.X-Saltern-Cache) {
         set resp.http.X-Cache = req.http.X-Saltern-Cache;
     } elseif (obj.hits == 0) {
@@ -297,6 +302,11 @@ sub vcl_deliver {
 }
 
 sub vcl_synth {
+    # The fetch failed or was given up: the old page, then.
+    if (resp.status == 503 && req.http.X-Saltern-Old && !req.http.X-Saltern-Failed) {
+        set req.http.X-Saltern-Failed = "yes";
+        return (restart);
+    }
     if (resp.status == 301) {
         set resp.http.Location = resp.reason;
         set resp.reason = "Moved Permanently";
