@@ -199,16 +199,15 @@ def varnish(hardware, services, settings, sites=1):
     """
     part, told = share(hardware, services, "varnish")
     threads = _clamp(part * 0.15 / _VARNISH_POOLS / _VARNISH_THREAD, 100, 5000)
-    transient = max(2 * M, part // 10)
-    rest = part - threads * _VARNISH_POOLS * _VARNISH_THREAD - transient
+    passing = max(2 * M, part // 10)
+    rest = part - threads * _VARNISH_POOLS * _VARNISH_THREAD - passing
     storage = max(16 * M, min(part * 0.65, rest / _VARNISH_OBJECTS))
     return {
         "storage": (
             _size(storage),
-            f"65 % of {told}, as far as threads, what passes through and 1k an object leave it; "
-            "at least 16M",
+            f"65 % of {told}, as far as threads, a tenth for what passes through and 1k an object "
+            "leave it; at least 16M",
         ),
-        "transient": (_size(transient), f"10 % of {told}, at least 2M"),
         "threads_max": (
             threads,
             f"15 % of {told} / {_VARNISH_POOLS} pools / {_text(_VARNISH_THREAD)} a thread, "
@@ -556,8 +555,7 @@ def _promised_mariadb(values, _sites):
 
 def _promised_varnish(values, _sites):
     threads = values["threads_max"] * _VARNISH_POOLS * _VARNISH_THREAD
-    storage = _bytes(values["storage"]) * _VARNISH_OBJECTS
-    return storage + threads + _bytes(values.get("transient", 0))
+    return _bytes(values["storage"]) * _VARNISH_OBJECTS + threads
 
 
 # What settings let a service use: (values, sites) -> bytes.
