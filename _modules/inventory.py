@@ -8,6 +8,7 @@ pools, database access, cache rings) asks :func:`peers`, so that there is one re
 import fnmatch
 import ipaddress
 
+import salt.utils.data
 from salt.exceptions import CommandExecutionError
 
 # The services that a role brings, in the order in which a host gets them.
@@ -73,10 +74,10 @@ def services(host=None):
 
 def _brought(role):
     """The services that a role brings. What a broker is, is the operator's choice."""
-    chosen = ((__pillar__.get("overrides") or {}).get("celery") or {}).get("broker")
-    if role == "broker" and chosen == "redis":
-        return ["redis"]
-    return ROLES[role]
+    if role != "broker":
+        return ROLES[role]
+    chosen = salt.utils.data.traverse_dict_and_list(__pillar__, "overrides:celery:broker")
+    return ["redis"] if chosen == "redis" else ROLES[role]
 
 
 def peers(role):

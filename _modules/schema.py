@@ -227,7 +227,7 @@ class Schema(dict):
         found, errors = {}, []
         self._collect(given, (), where, found, errors)
         for name, key in self.items():
-            if key.required and found.get(name) is None and not errors:
+            if key.required and found.get(name) in (None, "", []) and not errors:
                 errors.append(f"{where}{name} is missing: {key.text} Allowed: {key.allowed}.")
         return found, errors
 

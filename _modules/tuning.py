@@ -21,24 +21,26 @@ class Part(typing.NamedTuple):
     """A service's part of a host's RAM, beside the other services there."""
 
     weight: int
-    ceiling: int = None  # what it has no use for goes to the services without a ceiling
-    least: int = 0  # with less it may start, but does its work badly
+    floor: int  # what it can't be configured to do without
+    least: int  # with less it starts, but does its work badly
+    ceiling: int = None  # what lies above goes to the services without a ceiling
 
 
-# How the services of a host divide its RAM. One that isn't named here needs next to nothing.
+# How the services of a host divide its RAM: each gets its floor, then as much as it takes to come
+# to its least, then of the rest by weight. One that isn't named here needs next to nothing.
 PARTS = {
-    "salt_master": Part(12, 768 * M, 300 * M),
-    "haproxy": Part(8, 8 * G, 32 * M),
-    "nginx": Part(4, 512 * M, 16 * M),
-    "pgbouncer": Part(2, 256 * M, 8 * M),
-    "rabbitmq": Part(10, 4 * G, 128 * M),
-    "varnish": Part(15, None, 64 * M),
-    "uwsgi": Part(30, None, 128 * M),
-    "celery": Part(15, None, 128 * M),
-    "memcached": Part(9, None, 24 * M),
-    "redis": Part(8, None, 16 * M),
-    "postgres": Part(30, None, 192 * M),
-    "mariadb": Part(30, None, 256 * M),
+    "salt_master": Part(12, 48 * M, 300 * M, 768 * M),
+    "haproxy": Part(8, 17 * M, 32 * M, 8 * G),
+    "nginx": Part(4, 9 * M, 16 * M, 512 * M),
+    "pgbouncer": Part(2, 2 * M, 8 * M, 256 * M),
+    "rabbitmq": Part(10, 48 * M, 160 * M, 4 * G),
+    "varnish": Part(15, 33 * M, 64 * M),
+    "uwsgi": Part(30, 32 * M, 128 * M),
+    "celery": Part(15, 32 * M, 128 * M),
+    "memcached": Part(8, 20 * M, 24 * M),
+    "redis": Part(8, 14 * M, 16 * M),
+    "postgres": Part(30, 68 * M, 192 * M),
+    "mariadb": Part(30, 72 * M, 256 * M),
 }
 
 # What a Python process of a site may use before it is replaced.
@@ -58,7 +60,7 @@ _VARNISH_THREAD, _VARNISH_POOLS = 64 * K, 2
 _VARNISH_OBJECTS = 1.1
 # The part of what Memcached, Redis and RabbitMQ use that holds their data; the rest is for
 # bookkeeping, connections, and copies while Redis saves and RabbitMQ cleans up.
-_MEMCACHED_DATA, _REDIS_DATA, _RABBITMQ_DATA = 0.85, 0.6, 0.5
+_MEMCACHED_DATA, _REDIS_DATA, _RABBITMQ_DATA = 0.85, 0.6, 0.6
 _PGBOUNCER_CLIENT = 16 * K
 
 
@@ -82,28 +84,40 @@ def share(hardware, services, service):
         salt-call --local tuning.share '{ram_bytes: 8589934592}' '[os, postgres]' postgres
     """
     ram = int(hardware["ram_bytes"])
-    free = max(0, ram * 9 // 10 - _system(ram))
-    whole = f"90 % of {_text(ram)} RAM - {_text(_system(ram))} for the system"
-    present = {name: PARTS[name] for name in services if name in PARTS}
-    others = [name for name in present if name != service]
-    total = sum(part.weight for part in present.values())
-    capped = {
-        name: min(part.ceiling, free * part.weight // total)
-        for name, part in present.items()
-        if part.ceiling
-    }
-    if service in capped:
-        found = capped[service]
-        if not others and found < PARTS[service].ceiling:
-            return found, f"{_text(found)} ({whole})"
-        beside = f", beside {', '.join(others)}" if others else ""
-        most = _text(PARTS[service].ceiling)
-        return found, f"{_text(found)} (of {whole}{beside}, at most {most})"
-    weights = sum(part.weight for part in present.values() if not part.ceiling)
-    found = (free - sum(capped.values())) * PARTS[service].weight // weights
-    if not others:
-        return found, f"{_text(found)} ({whole})"
-    return found, f"{_text(found)} (of {whole}, beside {', '.join(others)})"
+    found = _division(max(0, ram * 9 // 10 - _system(ram)), services)[service]
+    told = f"90 % of {_text(ram)} RAM - {_text(_system(ram))} for the system"
+    others = [name for name in services if name in PARTS and name != service]
+    if others:
+        told = f"of {told}, beside {', '.join(others)}"
+    if found == PARTS[service].ceiling:
+        told += ", at most that"
+    return found, f"{_text(found)} ({told})"
+
+
+def _division(free, services):
+    """What each of a host's services gets of the RAM that is free for them."""
+    parts = {name: PARTS[name] for name in services if name in PARTS}
+    floors = sum(part.floor for part in parts.values())
+    wants = sum(part.least - part.floor for part in parts.values())
+    rest = max(0, free - floors - wants)
+    weights = sum(part.weight for part in parts.values())
+    shares = {}
+    for name, part in parts.items():
+        shares[name] = min(part.floor, free * part.floor // floors)
+        if wants:
+            want = part.least - part.floor
+            shares[name] += min(want, max(0, free - floors) * want // wants)
+    left = rest
+    for name, part in parts.items():
+        if part.ceiling:
+            more = min(part.ceiling - shares[name], rest * part.weight // weights)
+            shares[name] += more
+            left -= more
+    weights = sum(part.weight for part in parts.values() if not part.ceiling)
+    for name, part in parts.items():
+        if not part.ceiling:
+            shares[name] += left * part.weight // weights
+    return shares
 
 
 def os(hardware, services, settings, sites=1):
@@ -185,16 +199,15 @@ def varnish(hardware, services, settings, sites=1):
     """
     part, told = share(hardware, services, "varnish")
     threads = _clamp(part * 0.15 / _VARNISH_POOLS / _VARNISH_THREAD, 100, 5000)
-    transient = max(2 * M, part // 10)
-    rest = part - threads * _VARNISH_POOLS * _VARNISH_THREAD - transient
+    passing = max(2 * M, part // 10)
+    rest = part - threads * _VARNISH_POOLS * _VARNISH_THREAD - passing
     storage = max(16 * M, min(part * 0.65, rest / _VARNISH_OBJECTS))
     return {
         "storage": (
             _size(storage),
-            f"65 % of {told}, as far as threads, what passes through and 1k an object leave it; "
-            "at least 16M",
+            f"65 % of {told}, as far as threads, a tenth for what passes through and 1k an object "
+            "leave it; at least 16M",
         ),
-        "transient": (_size(transient), f"10 % of {told}, at least 2M"),
         "threads_max": (
             threads,
             f"15 % of {told} / {_VARNISH_POOLS} pools / {_text(_VARNISH_THREAD)} a thread, "
@@ -347,7 +360,7 @@ def rabbitmq(hardware, services, settings, sites=1):
     return {
         "memory": (
             _size(part * _RABBITMQ_DATA),
-            f"half of {told}: it may need as much again while it cleans up",
+            f"60 % of {told}; the rest is for cleaning up",
         ),
     }
 
@@ -542,8 +555,7 @@ def _promised_mariadb(values, _sites):
 
 def _promised_varnish(values, _sites):
     threads = values["threads_max"] * _VARNISH_POOLS * _VARNISH_THREAD
-    storage = _bytes(values["storage"]) * _VARNISH_OBJECTS
-    return storage + threads + _bytes(values.get("transient", 0))
+    return _bytes(values["storage"]) * _VARNISH_OBJECTS + threads
 
 
 # What settings let a service use: (values, sites) -> bytes.

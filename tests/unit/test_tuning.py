@@ -175,6 +175,17 @@ def test_shares_add_up_to_what_is_free():
     assert free - len(services) <= shares <= free
 
 
+def test_each_service_gets_its_floor_then_its_least_then_by_weight():
+    services = services_of(role for role in ROLES if role not in ("master", "other database"))
+    for ram, amount in ((512 * M, "floor"), (1152 * M, "least")):
+        for service in set(services) & set(tuning.PARTS):
+            least = getattr(tuning.PARTS[service], amount)
+            assert tuning.share(host(ram), services, service)[0] >= least, (ram, service)
+    big = {s: tuning.share(host(256 * G), services, s)[0] for s in services if s in tuning.PARTS}
+    assert big["nginx"] == 512 * M
+    assert big["uwsgi"] == pytest.approx(2 * big["varnish"], rel=0.01)
+
+
 def test_a_service_of_no_weight_changes_nothing():
     assert tuning.share(host(), ["postgres"], "postgres") == tuning.share(
         host(), ["os", "django", "postgres"], "postgres"
