@@ -638,10 +638,9 @@ def _verify(work):
 
 
 def _workers(work):
-    shipped = __salt__.get("celery.shipped")
-    if not shipped or "celery" not in __salt__["inventory.services"]():
+    if "celery" not in __salt__["inventory.services"]():
         return "none here"
-    told = shipped(work.site, work.release["release"])
+    told = __salt__["celery.shipped"](work.site, work.release["release"])
     if told["drained"]:
         return "drained, nothing started"
     return f"{len(told['started'])} started, {len(told['finishing'])} finishing"
