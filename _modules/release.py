@@ -582,6 +582,7 @@ def _install(site, facts, folder, where):
         else:
             command = [python, "-m", "pip", "install", "--quiet"]
         do([*command, "-r", source], f"Installing {name}")
+    do(["rm", "-f", f"{where}/.lock"], "Removing uv's lock")  # it is writable for everybody
 
 
 def _installable(do, uv, name, where, python):
