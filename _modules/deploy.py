@@ -263,6 +263,36 @@ def check(site=None):
     return found
 
 
+def healthy(site=None):
+    """
+    Whether what is live on this host answers well now, past nginx.
+
+    site
+        The site's name; not needed where the environment has one site.
+
+    Returns ``True``, or a sentence that says what is wrong; the exit code is then 1.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app*' deploy.healthy newsroom
+    """
+    site = _chosen(site)
+    if not _serves():
+        return True
+    page = __salt__["sites.get"](site)["health"]
+    try:
+        answer = __salt__["slots.ask"](site, "live", page)
+        if answer["status"] == 200:
+            return True
+        told = f"{page} answers {answer['status']}."
+    except OSError as error:
+        told = f"{page} doesn't answer: {error}"
+    __context__["retcode"] = 1
+    return told
+
+
 def lock(site=None, reason="", **kwargs):
     """
     Forbid ships of a site on this host until :func:`unlock`. Rollbacks stay allowed.
@@ -403,8 +433,9 @@ def _perform(work, action, phases):
             _run_phases(work, phases, report, held)
             report["seconds"] = round(time.monotonic() - started, 2)
             report["comment"] = report["comment"] or _summary(work, action)
-            if work.release:
-                report.update(release=work.release["release"], sha=work.release["sha"])
+            known = work.release or work.fetched
+            if known:
+                report.update(release=known["release"], sha=known["sha"])
             _record(work, action, report)
     except CommandExecutionError as error:
         report.update(result=False, comment=str(error))
@@ -638,10 +669,9 @@ def _verify(work):
 
 
 def _workers(work):
-    shipped = __salt__.get("celery.shipped")
-    if not shipped or "celery" not in __salt__["inventory.services"]():
+    if "celery" not in __salt__["inventory.services"]():
         return "none here"
-    told = shipped(work.site, work.release["release"])
+    told = __salt__["celery.shipped"](work.site, work.release["release"])
     if told["drained"]:
         return "drained, nothing started"
     return f"{len(told['started'])} started, {len(told['finishing'])} finishing"

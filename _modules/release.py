@@ -22,7 +22,7 @@ from salt.exceptions import CommandExecutionError
 _SHA = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 _TOOL = "salt://django/files/release.py"
-_UV_PATH = "/usr/local/bin:/usr/bin:/bin:/opt/saltern/bin"
+_UV_PATH = "/opt/saltern/uv/bin:/usr/local/bin:/usr/bin"
 
 
 def fetch(site, rev):
@@ -90,6 +90,7 @@ def build(site, fetched, force=False):
         _check_out(site, facts, fetched["sha"], beside)
         folder = _folder(facts, beside, fetched["sha"])
         virtualenv, installed = _virtualenv(site, facts, folder, fetched["sha"], force)
+        __salt__["commands.run"](site, ["ln", "-sfn", virtualenv, f"{beside}/.venv"], build=True)
         _compile(site, virtualenv, beside)
         shutil.rmtree(where, ignore_errors=True)
         os.rename(beside, where)
@@ -581,6 +582,7 @@ def _install(site, facts, folder, where):
         else:
             command = [python, "-m", "pip", "install", "--quiet"]
         do([*command, "-r", source], f"Installing {name}")
+    do(["rm", "-f", f"{where}/.lock"], "Removing uv's lock")  # it is writable for everybody
 
 
 def _installable(do, uv, name, where, python):
@@ -662,7 +664,7 @@ def _prune_static(served, kept):
     for folder, _, names in os.walk(served):
         for name in names:
             path = os.path.relpath(os.path.join(folder, name), served)
-            plain = path[:-3] if path.endswith(".gz") else path
+            plain = path[:-3] if path.endswith((".gz", ".br")) else path
             if not any(os.path.exists(f"{static}/{plain}") for static in kept):
                 os.unlink(f"{served}/{path}")
 

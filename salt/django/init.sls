@@ -6,6 +6,20 @@ django/packages:
   pkg.installed:
     - pkgs: {{ django.packages | json }}
 
+{%- if django.uv %}
+
+# In a virtualenv of its own: it belongs to no site.
+django/uv:
+  cmd.run:
+    - name: >-
+        python3 -m venv /opt/saltern/uv &&
+        /opt/saltern/uv/bin/python -m pip install --quiet --disable-pip-version-check
+        uv=={{ django.uv }}
+    - unless: /opt/saltern/uv/bin/uv --version | grep --quiet '^uv {{ django.uv }}'
+    - require:
+      - pkg: django/packages
+{%- endif %}
+
 django/root:
   file.directory:
     - name: {{ django.root }}

@@ -68,4 +68,14 @@ uwsgi/{{ name }}/config:
       - file: uwsgi/folders
       - pkg: uwsgi/package
       - file: django/{{ name }}/environment
+
+# What is live takes the change over without dropping a request; if it can't, it goes on as before.
+uwsgi/{{ name }}/afresh:
+  deploy.afresh:
+    - name: {{ name }}
+    - onchanges:
+      - file: uwsgi/{{ name }}/config
+      - file: django/{{ name }}/environment
+    - require:
+      - daemon: uwsgi/running
 {% endfor %}

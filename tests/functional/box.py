@@ -2,9 +2,8 @@
 A host in a box: its own mounts and processes, the machine's programs, nothing of the machine
 changed.
 
-In the box /etc is an overlay and /srv, /run and /var/lib/saltern are folders of the test, so that
-states and modules work with the paths and users they have on a real host. Everything that was
-started in the box ends with it.
+In the box /etc and /opt are overlays, /srv and /run folders of the test, so that states and modules
+work with the paths and users they have on a real host. What was started in the box ends with it.
 """
 
 import contextlib
@@ -20,8 +19,11 @@ REPO = pathlib.Path(__file__).parents[2]
 _SETUP = """
 set -e
 mount --make-rprivate /
-mkdir -p up work srv run
-mount -t overlay overlay -o lowerdir=/etc,upperdir=up,workdir=work /etc
+for folder in etc opt; do
+    mkdir -p up/$folder work/$folder
+    mount -t overlay overlay -o lowerdir=/$folder,upperdir=up/$folder,workdir=work/$folder /$folder
+done
+mkdir -p srv run
 mount --bind srv /srv
 mount --bind run /run
 echo ready

@@ -30,7 +30,7 @@ class Host(Box):
         self.project = Project(folder / "srv" / "tiny.git")
         self.pillar = {
             "environment": "test",
-            "hosts": {"app1": {"address": "127.0.0.1", "roles": ["app"], "settings": {}}},
+            "hosts": {"app1": {"address": "127.0.0.2", "roles": ["app"], "settings": {}}},
             "sites": {
                 "tiny": {
                     "repository": "/srv/tiny.git",

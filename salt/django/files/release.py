@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 
@@ -122,15 +123,21 @@ def publish(own, served, name, mtime):
 
 
 def compress(source, target, mtime):
+    """Write the twins that nginx serves instead: gzip, and brotli where the host has it."""
     if os.path.splitext(source)[1] not in COMPRESSIBLE or os.path.getsize(source) < SMALLEST:
         return
     with open(source, "rb") as file:
-        data = gzip.compress(file.read(), 9, mtime=0)
-    beside = f"{target}.gz.new-{os.getpid()}"
-    with open(beside, "wb") as file:
-        file.write(data)
-    os.utime(beside, (mtime, mtime))
-    os.replace(beside, f"{target}.gz")
+        data = file.read()
+    twins = {"gz": gzip.compress(data, 9, mtime=0)}
+    if shutil.which("brotli"):
+        command = ["brotli", "--stdout", "--best", source]
+        twins["br"] = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    for suffix, packed in twins.items():
+        beside = f"{target}.{suffix}.new-{os.getpid()}"
+        with open(beside, "wb") as file:
+            file.write(packed)
+        os.utime(beside, (mtime, mtime))
+        os.replace(beside, f"{target}.{suffix}")
 
 
 # --- migrations

@@ -1,0 +1,443 @@
+"""
+Shipping a release to the whole farm, from the master.
+
+``salt-run ship.release`` resolves the revision once, prepares it on every host at the same time,
+migrates once, and then activates it in batches: first one host alone, the canary. It watches,
+goes back where something is wrong, and shows what each host does. The work on a host is
+``deploy.ship``.
+"""
+
+import fnmatch
+import sys
+import time
+
+import salt.client
+import salt.key
+import salt.pillar
+import salt.utils.event
+from salt.exceptions import SaltRunnerError
+
+# The roles whose hosts hold a site's releases; app hosts come first, workers last.
+_ROLES = ("app", "worker")
+_EVENTS = "saltern/deploy/"
+# Seconds without a sign from a host before it is asked whether it still works.
+_QUIET = 20
+
+
+def release(
+    site=None,
+    rev=None,
+    environment=None,
+    batch=None,
+    canary=True,
+    soak=0,
+    drain=False,
+    on_failure="rollback",
+    force=False,
+    allow_destructive=False,
+    strategy=None,
+    timeout=3600,
+):
+    """
+    Ship a revision of a site to all hosts that run it.
+
+    site
+        The site's name; not needed where the environment has one site.
+    rev
+        A branch, tag or SHA; the site's ``revision`` if not given.
+    environment
+        Which one, where the master has several with this site.
+    batch
+        App hosts that go live at the same time: a number, or a percentage such as ``25%``. A
+        quarter of them, rounded up, if not given.
+    canary
+        Let one app host go first, alone.
+    soak
+        Seconds to watch after the canary and after each batch before going on.
+    drain
+        Take the hosts of a batch out of the balancers and accelerators meanwhile.
+    on_failure
+        ``rollback``: hosts that went live already go back. ``stop``: they stay.
+    force, allow_destructive, strategy
+        As for ``deploy.ship``.
+    timeout
+        Seconds that a step may take on a host.
+
+    Returns ``result``, ``comment``, ``release``, ``sha``, ``seconds`` and ``hosts`` (what each
+    host's last step returned). The exit code is 1 unless every host went live.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ship.release
+        salt-run ship.release newsroom rev=v1.4 batch=2 soak=30 drain=True
+    """
+    if on_failure not in ("rollback", "stop"):
+        raise SaltRunnerError(f"on_failure={on_failure!r}: it is one of rollback, stop.")
+    farm = _Farm(site, environment, timeout)
+    options = {"force": force, "allow_destructive": allow_destructive, "strategy": strategy}
+    options = {name: value for name, value in options.items() if value}
+    started = time.monotonic()
+    report = {"result": False, "site": farm.site, "release": None, "sha": None, "hosts": {}}
+    try:
+        _release(farm, report, rev, options, _Policy(batch, canary, soak, drain, on_failure))
+        report["result"] = True
+        report["comment"] = f"{report['release']} is live on {len(farm.hosts)} hosts."
+    except _Stopped as stopped:
+        report["comment"] = str(stopped)
+    report["seconds"] = round(time.monotonic() - started, 2)
+    report["retcode"] = 0 if report["result"] else 1
+    return report
+
+
+def rollback(site=None, environment=None, keep_migrations=False, timeout=600):
+    """
+    Go back to the release before, on all hosts of a site at once.
+
+    site, environment
+        As for :func:`release`.
+    keep_migrations
+        As for ``deploy.rollback``.
+    timeout
+        Seconds that it may take.
+
+    Returns ``result``, ``comment``, ``seconds`` and ``hosts``. The exit code is 1 unless every
+    host went back.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ship.rollback newsroom
+    """
+    farm = _Farm(site, environment, timeout)
+    started = time.monotonic()
+    report = {"result": False, "site": farm.site, "hosts": {}}
+    options = {"keep_migrations": True} if keep_migrations else {}
+    try:
+        farm.must(report, "rollback", farm.hosts, "deploy.rollback", **options)
+        report.update(result=True, comment=f"{len(farm.hosts)} hosts went back.")
+    except _Stopped as stopped:
+        report["comment"] = str(stopped)
+    report["seconds"] = round(time.monotonic() - started, 2)
+    report["retcode"] = 0 if report["result"] else 1
+    return report
+
+
+class _Stopped(Exception):
+    """Why a ship ended before it was done."""
+
+
+class _Policy:
+    """How carefully a release goes live."""
+
+    def __init__(self, batch, canary, soak, drain, on_failure):
+        self.batch, self.canary, self.soak = batch, canary, float(soak)
+        self.drain, self.on_failure = drain, on_failure
+
+    def batches(self, hosts):
+        """The app hosts in the groups in which they go live."""
+        hosts = list(hosts)
+        groups = [[hosts.pop(0)]] if self.canary and len(hosts) > 1 else []
+        size = _size(self.batch, len(hosts))
+        return groups + [hosts[i : i + size] for i in range(0, len(hosts), size)]
+
+
+def _size(batch, count):
+    if batch is None:
+        return max(1, -(-count // 4))
+    text = str(batch).strip()
+    try:
+        number = float(text.rstrip("%"))
+    except ValueError:
+        number = 0
+    if number <= 0:
+        raise SaltRunnerError(f"batch={batch!r}: it is a number of hosts or a percentage.")
+    return max(1, int(count * number / 100)) if text.endswith("%") else max(1, int(number))
+
+
+def _release(farm, report, rev, options, policy):
+    first = farm.app[:1] or farm.hosts[:1]
+    asked = {} if rev is None else {"rev": rev}
+    found = farm.must(report, "fetch", first, "deploy.ship", until="fetch", **asked, **options)
+    report.update({key: found[first[0]][key] for key in ("sha", "release")})
+    options = {**options, "rev": report["sha"]}
+    farm.must(report, "prepare", farm.hosts, "deploy.ship", until="static", **options)
+    farm.must(report, "migrate", first, "deploy.ship", until="migrate", **options)
+    live = {}
+    groups = [(group, policy.drain) for group in policy.batches(farm.app)] if farm.app else []
+    if farm.workers:
+        groups.append((farm.workers, False))
+    for number, (group, drain) in enumerate(groups, 1):
+        try:
+            farm.say(f"batch {number} of {len(groups)}: {', '.join(group)}")
+            _go_live(farm, report, group, drain, options, live)
+            _soak(farm, policy.soak if number < len(groups) else 0, list(live))
+        except _Stopped as stopped:
+            _go_back(farm, report, policy, live, str(stopped))
+
+
+def _go_live(farm, report, group, drain, options, live):
+    if drain:
+        farm.drain(group)
+    try:
+        returned = farm.run("ship", group, "deploy.ship", **options)
+    finally:
+        if drain:
+            farm.ready(group)
+    report["hosts"].update(returned)
+    for host, found in returned.items():
+        if _well(found) and found["from"] != found["release"]:
+            live[host] = found["from"]
+    farm.refuse("ship", returned)
+
+
+def _soak(farm, seconds, hosts):
+    """Watch what went live for a while: each host's live slot must go on answering well."""
+    end = time.monotonic() + seconds
+    while seconds and time.monotonic() < end:
+        farm.say(f"watching, {max(0, end - time.monotonic()):.0f} s left")
+        returned = farm.run("watch", hosts, "deploy.healthy", quiet=True)
+        ill = {host: found for host, found in returned.items() if found is not True}
+        if ill:
+            told = "; ".join(f"{host}: {found}" for host, found in sorted(ill.items()))
+            raise _Stopped(f"While watching, {told}")
+        time.sleep(min(2, max(0, end - time.monotonic())))
+
+
+def _go_back(farm, report, policy, live, why):
+    if policy.on_failure == "stop" or not any(live.values()):
+        raise _Stopped(f"{why}\nLive with the new release: {', '.join(live) or 'no host'}.")
+    back = [host for host, before in live.items() if before]
+    for before in sorted({live[host] for host in back}):
+        hosts = [host for host in back if live[host] == before]
+        returned = farm.run(
+            "rollback", hosts, "deploy.rollback", to=before, keep_migrations=True
+        )
+        report["hosts"].update(returned)
+        failed = [host for host in hosts if not _well(returned[host])]
+        if failed:
+            raise _Stopped(f"{why}\nGoing back failed on {', '.join(failed)}: look there.")
+    raise _Stopped(f"{why}\nWent back: {', '.join(back)}.")
+
+
+def _well(returned):
+    return isinstance(returned, dict) and returned.get("result") is True
+
+
+class _Farm:
+    """The hosts of one site, and the way to let them do something."""
+
+    def __init__(self, site, environment, timeout):
+        self.timeout = timeout
+        self.client = salt.client.get_local_client(__opts__["conf_file"])
+        pillar = _environment(site, environment)
+        sites = sorted(pillar.get("sites") or {})
+        if site is None and len(sites) == 1:
+            site = sites[0]
+        if site not in sites:
+            raise SaltRunnerError(f"Name a site. In {pillar['environment']}: {', '.join(sites)}.")
+        self.site = site
+        hosts, silent = _hosts(pillar["hosts"])
+        if silent:
+            raise SaltRunnerError(
+                f"No accepted key for {', '.join(silent)}: they stand in the inventory of "
+                f"{pillar['environment']} but can't be reached. Nothing was done."
+            )
+        self.app = [host for host, roles in hosts.items() if "app" in roles]
+        self.workers = [host for host in hosts if host not in self.app]
+        self.hosts = self.app + self.workers
+        if not self.hosts:
+            raise SaltRunnerError(f"{pillar['environment']} has no host with a role of {_ROLES}.")
+        named = [(h, entry.get("roles") or []) for h, entry in pillar["hosts"].items()]
+        self.front = {
+            "haproxy": [host for host, roles in named if "loadbalancer" in roles],
+            "varnish": [host for host, roles in named if "accelerator" in roles],
+        }
+        self.display = _Display()
+
+    def say(self, text):
+        self.display.line(text)
+
+    def must(self, report, step, hosts, function, **options):
+        """Let hosts do something; unless all do it well, nothing more is done."""
+        returned = self.run(step, hosts, function, **options)
+        report["hosts"].update(returned)
+        self.refuse(step, returned)
+        return returned
+
+    def refuse(self, step, returned):
+        failed = {host: found for host, found in returned.items() if not _well(found)}
+        if failed:
+            told = (
+                f"{host}: {found['comment'] if isinstance(found, dict) else found}"
+                for host, found in sorted(failed.items())
+            )
+            raise _Stopped(f"{step} failed on {len(failed)} of {len(returned)} hosts.\n"
+                           + "\n".join(told))  # fmt: skip
+
+    def drain(self, group):
+        self._front("drain", group)
+
+    def ready(self, group):
+        self._front("ready", group)
+
+    def _front(self, action, group):
+        """Tell whoever stands in front of the app hosts."""
+        module = "varnish" if self.front["varnish"] else "haproxy"
+        if not self.front[module]:
+            return
+        for host in group:
+            self.say(f"{module}: {action} {host}")
+            self.run(action, self.front[module], f"{module}.{action}", host, quiet=True)
+
+    def run(self, step, hosts, function, *arguments, quiet=False, **options):
+        """
+        Call a function on hosts at the same time; a dictionary from host to what it returned, or
+        to a sentence if it didn't.
+        """
+        if not hosts:
+            return {}
+        named = [] if arguments else [self.site]
+        with salt.utils.event.get_event(
+            "master", sock_dir=__opts__["sock_dir"], opts=__opts__, listen=True
+        ) as events:
+            job = self.client.run_job(
+                list(hosts), function, [*named, *arguments], tgt_type="list",
+                kwarg=options, timeout=15,
+            )  # fmt: skip
+            if not job:
+                return dict.fromkeys(hosts, "The master could not start the job.")
+            return self._collect(events, job["jid"], step, list(hosts), quiet)
+
+    def _collect(self, events, jid, step, hosts, quiet):
+        returned, heard = {}, dict.fromkeys(hosts, time.monotonic())
+        deadline = time.monotonic() + self.timeout
+        while len(returned) < len(hosts):
+            event = events.get_event(wait=0.5, full=True, auto_reconnect=True)
+            now = time.monotonic()
+            if event:
+                self._hear(event, jid, step, hosts, returned, heard, quiet)
+            silent = [h for h in hosts if h not in returned and now - heard[h] > _QUIET]
+            if silent:
+                at_work = self._at_work(silent, jid)
+                heard.update(dict.fromkeys(at_work, now))
+                returned.update(
+                    {h: "It doesn't answer." for h in silent if h not in at_work}
+                )
+            if now > deadline:
+                for host in set(hosts) - set(returned):
+                    returned[host] = f"It didn't finish within {self.timeout} s."
+        return returned
+
+    def _hear(self, event, jid, step, hosts, returned, heard, quiet):
+        tag, data = event["tag"], event["data"]
+        if tag.startswith(_EVENTS):
+            found = data.get("data") or {}
+            host = found.get("host")
+            if host in heard and found.get("job") == jid:
+                heard[host] = time.monotonic()
+                self.display.phase(found)
+        elif tag.startswith(f"salt/job/{jid}/ret/"):
+            host = data["id"]
+            if host in hosts and host not in returned:
+                returned[host] = data["return"]
+                if not quiet:
+                    self.display.done(step, host, data["return"])
+
+    def _at_work(self, hosts, jid):
+        """Those of the hosts that say that they still work on a job."""
+        found = self.client.cmd(
+            list(hosts), "saltutil.find_job", [jid], tgt_type="list", timeout=10
+        )
+        return [host for host, job in found.items() if job]
+
+
+def _environment(site, environment):
+    """The pillar of the environment that has the site: that of any of its minions."""
+    keys = _accepted()
+    seen, found = set(), {}
+    for minion in keys:
+        if any(fnmatch.fnmatch(minion, entry) for entry in seen):
+            continue
+        pillar = salt.pillar.get_pillar(__opts__, {}, minion, "base").compile_pillar()
+        seen |= set(pillar.get("hosts") or {}) | {minion}
+        name = pillar.get("environment")
+        if name and environment in (None, name) and (not site or site in pillar.get("sites", {})):
+            found[name] = pillar
+    if len(found) != 1:
+        raise SaltRunnerError(
+            f"Which environment? {', '.join(sorted(found))} have such a site: environment=…"
+            if found
+            else f"No environment of this master's minions has the site {site or ''}."
+        )
+    return next(iter(found.values()))
+
+
+def _accepted():
+    with salt.key.get_key(__opts__) as key:
+        return sorted(key.list_keys()["minions"])
+
+
+def _hosts(entries):
+    """Roles by minion id, of the hosts that hold releases; and those that have no key."""
+    keys, found, silent = _accepted(), {}, []
+    for entry, facts in sorted(entries.items()):
+        roles = [role for role in facts.get("roles") or [] if role in _ROLES]
+        if not roles:
+            continue
+        if any(sign in entry for sign in "*?["):
+            matching = [k for k in keys if fnmatch.fnmatch(k, entry) and k not in entries]
+            found.update(dict.fromkeys(matching, roles))
+        elif entry in keys:
+            found[entry] = roles
+        else:
+            silent.append(entry)
+    return found, silent
+
+
+class _Display:
+    """What happens, a line each, on standard error; on a terminal the running phases below."""
+
+    def __init__(self):
+        self.started = time.monotonic()
+        self.stream = sys.stderr
+        self.live = self.stream.isatty()
+        self.phases, self.drawn = {}, 0
+
+    def line(self, text):
+        self._erase()
+        print(f"[{time.monotonic() - self.started:6.1f} s] {text}", file=self.stream)
+        self._draw()
+
+    def phase(self, found):
+        host = found["host"]
+        if found["state"] == "begins":
+            self.phases[host] = (found["phase"], time.monotonic())
+            self._erase()
+            self._draw()
+            return
+        self.phases.pop(host, None)
+        said = str(found["comment"]).splitlines()[:1]
+        failed = "" if found["state"] == "done" else "FAILED "
+        self.line(f"{host:12} {found['phase']:10} {found['seconds']:6.2f} s  {failed}{''.join(said)}")
+
+    def done(self, step, host, returned):
+        self.phases.pop(host, None)
+        if not _well(returned):
+            told = returned["comment"] if isinstance(returned, dict) else returned
+            self.line(f"{host:12} {step:10} FAILED {str(told).splitlines()[0]}")
+
+    def _erase(self):
+        if self.live and self.drawn:
+            self.stream.write(f"\x1b[{self.drawn}F\x1b[J")
+        self.drawn = 0
+
+    def _draw(self):
+        if self.live:
+            now = time.monotonic()
+            for host, (phase, since) in sorted(self.phases.items()):
+                print(f"             {host:12} {phase} … {now - since:.0f} s", file=self.stream)
+            self.drawn = len(self.phases)
+        self.stream.flush()

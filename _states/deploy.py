@@ -1,0 +1,68 @@
+"""
+Which release of a site is live, as a state: for hosts that are to bring themselves up to date.
+"""
+
+
+def shipped(name, rev=None, strategy=None, allow_destructive=False):
+    """
+    A revision of a site is live on this host.
+
+    name
+        The site's name.
+
+    rev
+        A branch, tag or SHA; the site's ``revision`` if not given.
+
+    strategy, allow_destructive
+        As for ``deploy.ship``.
+
+    .. code-block:: yaml
+
+        newsroom/release:
+          deploy.shipped:
+            - name: newsroom
+            - rev: v1.4
+    """
+    ret = {"name": name, "result": True, "changes": {}, "comment": ""}
+    if __opts__["test"]:
+        plan = __salt__["deploy.plan"](name, rev)
+        ret["comment"] = plan["comment"]
+        if plan["live"] != plan["release"]:
+            ret["result"] = None
+            ret["changes"] = {"release": {"old": plan["live"], "new": plan["release"]}}
+        return ret
+    options = {"strategy": strategy, "allow_destructive": allow_destructive}
+    report = __salt__["deploy.ship"](name, rev, **options)
+    ret.update(result=report["result"], comment=report["comment"])
+    if report["result"] and report["from"] != report["release"]:
+        ret["changes"] = {"release": {"old": report["from"], "new": report["release"]}}
+    return ret
+
+
+def afresh(name):
+    """
+    The live release runs with the site's present settings: for ``onchanges`` of its environment
+    or of its part of the app server's configuration. Does nothing where nothing is live.
+
+    name
+        The site's name.
+
+    .. code-block:: yaml
+
+        newsroom/reload:
+          deploy.afresh:
+            - name: newsroom
+            - onchanges:
+              - file: uwsgi/newsroom/config
+    """
+    ret = {"name": name, "result": True, "changes": {}, "comment": f"{name} has no release yet."}
+    live = __salt__["deploy.status"](name)[name]["live"]
+    if not live:
+        return ret
+    if __opts__["test"]:
+        return {**ret, "result": None, "comment": f"{live} would be started afresh."}
+    report = __salt__["deploy.reload"](name)
+    ret.update(result=report["result"], comment=report["comment"])
+    if report["result"]:
+        ret["changes"] = {"reloaded": live}
+    return ret
