@@ -75,7 +75,8 @@ def set_up_master(lab, host):
         if other is host or other.has_disk():
             host.write(f"etc/salt/pki/master/minions/{other.name}", lab.keys(other.name)[1])
     host.write("etc/systemd/system/lab-git.service", GIT_UNIT)
-    host.write("etc/gitconfig", f"[safe]\n\tdirectory = {REPOSITORY}\n")
+    # git daemon, which isn't the owner, looks at a repository as ".": naming its path won't do.
+    host.write("etc/gitconfig", "[safe]\n\tdirectory = *\n")
     (host.root / "srv/git").mkdir(parents=True)
     for unit in ("salt-master.service", "lab-git.service"):
         enable(host, unit)
