@@ -4,6 +4,16 @@ nginx/package:
   pkg.installed:
     - pkgs: [nginx-light, libnginx-mod-http-brotli-static]
 
+# The package starts a server on all addresses, beside which ours couldn't bind its own.
+nginx/first-server:
+  cmd.run:
+    - name: systemctl stop nginx
+    - unless: grep --quiet 'Managed by Saltern' /etc/nginx/nginx.conf
+    - require:
+      - pkg: nginx/package
+    - require_in:
+      - file: nginx/config
+
 nginx/pages:
   file.directory:
     - name: /usr/share/nginx/saltern
