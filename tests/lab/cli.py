@@ -3,6 +3,7 @@
 import argparse
 import os
 import pathlib
+import signal
 import sys
 
 from tests.lab import cgroups, farm, machine, network, output, testing
@@ -143,6 +144,7 @@ def curl(lab, options):
     lab.need_running()
     command = network.on_hub(lab.name, ["curl", *options.words])
     direct = {n: value for n, value in os.environ.items() if not n.lower().endswith("_proxy")}
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.execvpe(command[0], command, direct)
 
 

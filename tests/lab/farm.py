@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from tests.lab import cgroups, image, machine, network, output, package_cache, salt
+from tests.lab import cgroups, image, machine, network, output, package_cache, salt, sources
 from tests.lab.commands import LabError, UsageError, run
 from tests.lab.host import Host, supervisors
 
@@ -177,6 +177,7 @@ class Lab:
         network.open_hub(self.name, names)
         if not network.processes(network.hub(self.name)):
             self._start_package_cache()
+        self._check_way_out()
 
     def sites(self):
         """The sites of the lab, as they are declared."""
@@ -190,6 +191,7 @@ class Lab:
     def _start_package_cache(self):
         command = [sys.executable, package_cache.__file__, str(network.HUB_ADDRESS)]
         command += [str(self.CACHE_PORT), str(CACHE / "packages")]
+        command += [sources.apt_proxy()] if sources.apt_proxy() else []
         with (self.folder / "packages.log").open("a") as log:
             subprocess.Popen(
                 network.on_hub(self.name, command),
@@ -198,6 +200,20 @@ class Lab:
                 stderr=subprocess.STDOUT,
                 cwd="/",
                 start_new_session=True,
+            )
+
+    def _check_way_out(self):
+        """Say it early when hosts can't fetch packages; they may not need to."""
+        mirror = (self.image / "etc/apt/sources.list").read_text().split()[1]
+        command = ["curl", "-sSf", "--output", "/dev/null", "--max-time", "30", "--retry", "3"]
+        command += ["--retry-connrefused", "--retry-delay", "1"]
+        command += ["--proxy", f"http://{network.HUB_ADDRESS}:{self.CACHE_PORT}"]
+        command += [f"{mirror}/dists/{image.SUITE}/InRelease"]
+        done = run(*network.on_hub(self.name, command), check=False)
+        if done.returncode:
+            output.say(
+                f"Hosts can't fetch packages from {mirror} ({done.stderr.strip()}): "
+                f"does a firewall on this machine drop forwarded packets?"
             )
 
     def _boot(self, hosts):

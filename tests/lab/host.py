@@ -185,6 +185,7 @@ class Host:
         state = "off"
         while time.monotonic() < deadline:
             if self.running():
+                cgroups.repeat_limit(self.lab.name, self.name, self.memory)
                 state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
                 if state == "running":
                     return
@@ -226,7 +227,7 @@ class Host:
             "--root", "--wd", "env", "-i", *variables, *command,
         ]  # fmt: skip
 
-    def run(self, *command, check=True, stdin=None, log=False):
+    def run(self, *command, check=True, stdin=None):
         """Run a command in the host. Returns a ``CompletedProcess`` with text output."""
         given = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
         done = subprocess.run(
@@ -248,4 +249,5 @@ class Host:
         """Replace this process by a command in the host, with its input, output, exit status."""
         inside = self.inside(command)
         cgroups.join(self.lab.name, self.name)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, what follows shouldn't
         os.execvp(inside[0], inside)

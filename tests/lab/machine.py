@@ -66,19 +66,9 @@ def check(folder):
         Where the lab keeps its hosts.
     """
     check_root()
-    system = os_release()
-    if not {"debian", "ubuntu"} & {system.get("ID"), *system.get("ID_LIKE", "").split()}:
-        raise UsageError(
-            f"The lab runs on Debian and Ubuntu; this is {system.get('PRETTY_NAME', 'neither')}."
-        )
-    if not shutil.which("apt-get"):
-        raise UsageError("The lab needs apt-get, which isn't on this machine.")
+    check_system(os_release())
     folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free / 2**30
-    if free < FREE_DISK_GIB:
-        raise UsageError(
-            f"The lab needs {FREE_DISK_GIB} GiB free under {folder}: there are {free:.1f} GiB."
-        )
+    check_disk(folder, FREE_DISK_GIB)
     _check_overlay(folder)
 
 
@@ -88,9 +78,26 @@ def check_root():
         raise UsageError("The lab needs root: run it with sudo.")
 
 
-def os_release():
+def check_system(system):
+    """Refuse a distribution, given as its os-release, whose packages aren't Debian's."""
+    if not {"debian", "ubuntu"} & {system.get("ID"), *system.get("ID_LIKE", "").split()}:
+        raise UsageError(
+            f"The lab runs on Debian and Ubuntu; this is {system.get('PRETTY_NAME', 'neither')}."
+        )
+    if not shutil.which("apt-get"):
+        raise UsageError("The lab needs apt-get, which isn't on this machine.")
+
+
+def check_disk(folder, needed):
+    """Refuse a folder under which there are fewer GiB free than needed."""
+    free = shutil.disk_usage(folder).free / 2**30
+    if free < needed:
+        raise UsageError(f"The lab needs {needed} GiB free under {folder}: there are {free:.1f}.")
+
+
+def os_release(path="/etc/os-release"):
     """The machine's /etc/os-release as a dict."""
-    text = pathlib.Path("/etc/os-release").read_text()
+    text = pathlib.Path(path).read_text()
     return {key: value.strip("\"'") for key, value in re.findall(r"^(\w+)=(.*)$", text, re.M)}
 
 

@@ -5,9 +5,12 @@ It keeps what never changes under its name (``.deb`` files, and indexes fetched 
 and passes everything else through. A file gets its name when it is complete, so several proxies
 can share a folder.
 
-Usage: package_cache.py ADDRESS PORT FOLDER
+Usage: package_cache.py ADDRESS PORT FOLDER [PROXY]
+
+PROXY is the http:// address of the proxy that the machine itself must use, if there is one.
 """
 
+import contextlib
 import hashlib
 import http.client
 import http.server
@@ -40,6 +43,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     folder = pathlib.Path()
+    beyond = None  # the proxy to ask instead of the servers themselves, split
 
     def do_GET(self):
         url = urllib.parse.urlsplit(self.path)
@@ -52,7 +56,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
             return
         try:
             self._fetch(url, kept)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             self.close_connection = True
             self.log_error("%s: %s", self.path, error)
 
@@ -66,52 +70,54 @@ class Proxy(http.server.BaseHTTPRequestHandler):
 
     def _fetch(self, url, kept):
         self.log_message("fetched %s", self.path)
-        upstream = http.client.HTTPConnection(url.hostname, url.port or 80, timeout=TIMEOUT)
+        server = self.beyond or url
+        upstream = http.client.HTTPConnection(server.hostname, server.port or 80, timeout=TIMEOUT)
         keeping = is_immutable(url.path)
         headers = {n: self.headers[n] for n in PASSED_DOWN if n in self.headers}
         if keeping:
             headers.pop("Range", None)
             headers.pop("If-Modified-Since", None)
-        target = url.path + (f"?{url.query}" if url.query else "")
+        headers["Host"] = url.netloc
+        target = self.path if self.beyond else url._replace(scheme="", netloc="").geturl()
         try:
             upstream.request("GET", target, headers=headers)
             answer = upstream.getresponse()
-        except OSError as error:
-            self.send_error(502, f"{url.hostname} can't be reached: {error}")
+        except (OSError, http.client.HTTPException) as error:
+            self.send_error(502, f"{server.hostname} can't be reached: {error}")
             return
         self.send_response(answer.status)
         for name in PASSED_UP:
             if answer.getheader(name):
                 self.send_header(name, answer.getheader(name))
-        if not answer.getheader("Content-Length"):
-            self.send_header("Connection", "close")
         self.end_headers()
-        length = answer.getheader("Content-Length")
-        if keeping and answer.status == 200 and length:
-            self._pass_and_keep(answer, kept, int(length))
-        else:
-            shutil.copyfileobj(answer, self.wfile, BLOCK)
+        unchanged = answer.status == http.HTTPStatus.NOT_MODIFIED
+        length = 0 if unchanged else int(answer.getheader("Content-Length") or -1)
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".partial-") as file:
+            while block := answer.read(BLOCK):
+                file.write(block)
+                self.wfile.write(block)
+            file.flush()
+            complete = file.tell() == length
+            if complete and keeping and answer.status == http.HTTPStatus.OK:
+                kept.parent.mkdir(exist_ok=True)
+                with contextlib.suppress(FileExistsError):  # another was faster
+                    os.link(file.name, kept)
+        # What was cut short, or has no stated end, ends with the connection.
+        self.close_connection = self.close_connection or not complete
         upstream.close()
 
-    def _pass_and_keep(self, answer, kept, length):
-        kept.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".partial-", delete=False) as file:
-            try:
-                while block := answer.read(BLOCK):
-                    file.write(block)
-                    self.wfile.write(block)
-                file.flush()
-                if file.tell() == length:
-                    pathlib.Path(file.name).replace(kept)
-            finally:
-                pathlib.Path(file.name).unlink(missing_ok=True)
+
+def serve(address, port, folder, beyond=None):
+    """A server on an address and port, keeping packages in a folder. Returns it, not yet begun."""
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"folder": folder, "beyond": urllib.parse.urlsplit(beyond) if beyond else None}
+    handler = type("Handler", (Proxy,), facts)
+    return http.server.ThreadingHTTPServer((address, port), handler)
 
 
 def main():
-    address, port, folder = sys.argv[1:]
-    Proxy.folder = pathlib.Path(folder)
-    Proxy.folder.mkdir(parents=True, exist_ok=True)
-    http.server.ThreadingHTTPServer((address, int(port)), Proxy).serve_forever()
+    address, port, folder, *beyond = sys.argv[1:]
+    serve(address, int(port), pathlib.Path(folder), beyond[0] if beyond else None).serve_forever()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,13 @@ def apt_settings():
     return "".join(f"{line}\n" for line in lines if APT_NETWORK_KEYS.match(line))
 
 
+def apt_proxy():
+    """The proxy that the machine's apt uses for http, or None."""
+    said = run("apt-config", "shell", "proxy", "Acquire::http::Proxy").stdout
+    match = re.match(r"proxy='(http://[^']+)'", said)
+    return match[1] if match else None
+
+
 def pip_settings(etc=ETC, home=None, environment=None):
     """The machine's pip configuration as a file, without what names folders of the machine."""
     home = home or pathlib.Path.home()

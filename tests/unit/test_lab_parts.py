@@ -152,3 +152,41 @@ def test_kernel_note_is_json(tmp_path):
     machine.prepare_kernel(tmp_path, kernel_with(tmp_path))
     note = json.loads((tmp_path / machine.KERNEL_NOTE).read_text())
     assert note["settings"]["net/ipv4/ip_forward"] == 0
+
+
+@pytest.mark.parametrize(
+    ("system", "name"),
+    [({"ID": "fedora", "PRETTY_NAME": "Fedora 40"}, "Fedora 40"), ({}, "neither")],
+)
+def test_another_distribution_is_refused_by_its_name(system, name):
+    with pytest.raises(UsageError, match=f"this is {name}"):
+        machine.check_system(system)
+
+
+@pytest.mark.parametrize("system", [{"ID": "debian"}, {"ID": "mint", "ID_LIKE": "ubuntu debian"}])
+def test_debian_and_its_relatives_are_accepted(system):
+    machine.check_system(system)
+
+
+def test_too_little_disk_is_refused(tmp_path):
+    machine.check_disk(tmp_path, 0)
+    with pytest.raises(UsageError, match="needs 9000000 GiB free"):
+        machine.check_disk(tmp_path, 9_000_000)
+
+
+def test_the_memory_limit_reaches_a_v2_group(tmp_path, monkeypatch):
+    """A folder that looks like a v2 hierarchy: where the limit is written, and repeated."""
+    tree = tmp_path / "cgroup"
+    (tree / cgroups.TREE / "one" / "app1" / "payload").mkdir(parents=True)
+    (tree / "cgroup.controllers").write_text("memory pids")
+    for folder in (tree / cgroups.TREE / "one" / "app1", *tree.rglob("payload")):
+        (folder / "memory.max").write_text("max")
+    monkeypatch.setattr(cgroups, "hierarchies", lambda: [(tree, {"v2"})])
+    doors = cgroups.create("one", "app1", 1 << 30)
+    cgroups.repeat_limit("one", "app1", 1 << 30)
+    group = tree / cgroups.TREE / "one" / "app1"
+    assert doors == [group / "cgroup.procs"]
+    assert (group / "memory.max").read_text() == str(1 << 30)
+    assert (group / "payload/memory.max").read_text() == str(1 << 30)
+    assert (tree / cgroups.TREE / "one/cgroup.subtree_control").exists()
+    assert not (group / "cgroup.subtree_control").exists()  # else it could hold no process
