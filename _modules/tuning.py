@@ -85,13 +85,13 @@ def share(hardware, services, service):
     """
     ram = int(hardware["ram_bytes"])
     found = _division(max(0, ram * 9 // 10 - _system(ram)), services)[service]
-    told = f"90 % of {_text(ram)} RAM - {_text(_system(ram))} for the system"
+    note = f"{_text(found)} = 90 % of {_text(ram)} RAM - {_text(_system(ram))} for the system"
     others = [name for name in services if name in PARTS and name != service]
     if others:
-        told = f"of {told}, beside {', '.join(others)}"
+        note += f", less the parts of {', '.join(others)}"
     if found == PARTS[service].ceiling:
-        told += ", at most that"
-    return found, f"{_text(found)} ({told})"
+        note += ", at most that"
+    return found, note
 
 
 def _division(free, services):
@@ -173,15 +173,15 @@ def haproxy(hardware, services, settings, sites=1):
 
         salt 'lb1' settings.explain haproxy
     """
-    part, told = share(hardware, services, "haproxy")
+    part, note = share(hardware, services, "haproxy")
     by_ram = max(0, part - _HAPROXY_BASE) // _HAPROXY_CONNECTION
     by_files = (hardware["open_files"] - 300) // 2
     return {
         "maxconn": (
             max(100, min(by_ram, by_files) // 100 * 100),
-            f"({told} - {_text(_HAPROXY_BASE)}) / {_text(_HAPROXY_CONNECTION)} a connection = "
-            f"{by_ram}; {hardware['open_files']} open files, two a connection, allow {by_files}; "
-            "in hundreds",
+            f"({_text(part)} - {_text(_HAPROXY_BASE)}) / {_text(_HAPROXY_CONNECTION)} a "
+            f"connection = {by_ram}; {hardware['open_files']} open files, two a connection, allow "
+            f"{by_files}; in hundreds; {note}",
         ),
         "threads": (_clamp(hardware["cores"], 1, 64), f"{hardware['cores']:g} cores, 1 to 64"),
     }
@@ -197,7 +197,7 @@ def varnish(hardware, services, settings, sites=1):
 
         salt 'cache1' settings.explain varnish
     """
-    part, told = share(hardware, services, "varnish")
+    part, note = share(hardware, services, "varnish")
     threads = _clamp(part * 0.15 / _VARNISH_POOLS / _VARNISH_THREAD, 100, 5000)
     passing = max(2 * M, part // 10)
     rest = part - threads * _VARNISH_POOLS * _VARNISH_THREAD - passing
@@ -205,13 +205,13 @@ def varnish(hardware, services, settings, sites=1):
     return {
         "storage": (
             _size(storage),
-            f"65 % of {told}, as far as threads, a tenth for what passes through and 1k an object "
-            "leave it; at least 16M",
+            f"65 % of {_text(part)}, as far as threads, a tenth for what passes through and 1k an "
+            f"object leave it, at least 16M; {note}",
         ),
         "threads_max": (
             threads,
-            f"15 % of {told} / {_VARNISH_POOLS} pools / {_text(_VARNISH_THREAD)} a thread, "
-            "100 to 5000",
+            f"15 % of {_text(part)} / {_VARNISH_POOLS} pools / {_text(_VARNISH_THREAD)} a thread, "
+            f"100 to 5000; {note}",
         ),
     }
 
@@ -226,7 +226,7 @@ def nginx(hardware, services, settings, sites=1):
 
         salt 'app1' settings.explain nginx
     """
-    part, told = share(hardware, services, "nginx")
+    part, note = share(hardware, services, "nginx")
     cores = max(1, math.floor(hardware["cores"]))
     by_ram = part // 2 // cores // _NGINX_CONNECTION
     by_files = (hardware["open_files"] - 100) // 2
@@ -234,14 +234,14 @@ def nginx(hardware, services, settings, sites=1):
     return {
         "workers": (
             _clamp(min(cores, part // 2 // _NGINX_WORKER), 1, 1024),
-            f"{hardware['cores']:g} cores, as far as half of {told} holds workers of "
-            f"{_text(_NGINX_WORKER)}",
+            f"{hardware['cores']:g} cores, as far as half of {_text(part)} holds workers of "
+            f"{_text(_NGINX_WORKER)}; {note}",
         ),
         "connections": (
             connections,
-            f"half of {told} / {cores} cores / {_text(_NGINX_CONNECTION)} a connection = {by_ram}; "
-            f"{hardware['open_files']} open files, two a connection, allow {by_files}; "
-            "64 to 16384",
+            f"half of {_text(part)} / {cores} cores / {_text(_NGINX_CONNECTION)} a connection = "
+            f"{by_ram}; {hardware['open_files']} open files, two a connection, allow {by_files}; "
+            f"64 to 16384; {note}",
         ),
     }
 
@@ -292,17 +292,18 @@ def celery(hardware, services, settings, sites=1):
 
 def _python(hardware, services, settings, sites, service, key, wanted, formula):
     """Processes of a site's code: as many as wanted, as far as RAM holds them."""
-    part, told = share(hardware, services, service)
+    part, note = share(hardware, services, service)
     part //= sites
-    told += f" / {sites} sites" if sites > 1 else ""
+    if sites > 1:
+        note = f"{_text(part)} for each of {sites} sites; {note}"
     memory = _clamp(part, M, _PYTHON)
     each = _bytes(_set(settings, "worker_memory", memory))
     return {
-        "worker_memory": (_size(memory), f"{_text(_PYTHON)}, at most {told}"),
+        "worker_memory": (_size(memory), f"{_text(_PYTHON)}, at most {_text(part)}; {note}"),
         key: (
             _clamp(min(wanted, part // each), 1, 1024),
-            f"{formula} = {max(1, wanted)}; {told} holds {part // each} of "
-            f"{_text(each)} worker_memory",
+            f"{formula} = {max(1, wanted)}; {_text(part)} / {_text(each)} of worker_memory = "
+            f"{part // each}; {note}",
         ),
     }
 
@@ -317,11 +318,12 @@ def memcached(hardware, services, settings, sites=1):
 
         salt 'cache1' settings.explain memcached
     """
-    part, told = share(hardware, services, "memcached")
+    part, note = share(hardware, services, "memcached")
     return {
         "memory": (
             _size(max(16 * M, part * _MEMCACHED_DATA)),
-            f"85 % of {told}, at least 16M; the rest is for its index and connections",
+            f"85 % of {_text(part)}, at least 16M; the rest is for its index and connections; "
+            f"{note}",
         ),
         "threads": (_clamp(hardware["cores"], 4, 16), f"{hardware['cores']:g} cores, 4 to 16"),
     }
@@ -337,11 +339,12 @@ def redis(hardware, services, settings, sites=1):
 
         salt 'cache1' settings.explain redis
     """
-    part, told = share(hardware, services, "redis")
+    part, note = share(hardware, services, "redis")
     return {
         "memory": (
             _size(max(8 * M, part * _REDIS_DATA)),
-            f"60 % of {told}, at least 8M; the rest is for copies of what changes while it saves",
+            f"60 % of {_text(part)}, at least 8M; the rest is for copies of what changes while it "
+            f"saves; {note}",
         ),
     }
 
@@ -356,11 +359,11 @@ def rabbitmq(hardware, services, settings, sites=1):
 
         salt 'worker1' settings.explain rabbitmq
     """
-    part, told = share(hardware, services, "rabbitmq")
+    part, note = share(hardware, services, "rabbitmq")
     return {
         "memory": (
             _size(part * _RABBITMQ_DATA),
-            f"60 % of {told}; the rest is for cleaning up",
+            f"60 % of {_text(part)}; the rest is for cleaning up; {note}",
         ),
     }
 
@@ -375,7 +378,7 @@ def postgres(hardware, services, settings, sites=1):
 
         salt 'db1' settings.explain postgres
     """
-    part, told = share(hardware, services, "postgres")
+    part, note = share(hardware, services, "postgres")
     ram, basis = _basis(hardware, services, "postgres", part)
     buffers = _clamp(ram / 4, 16 * M, 8 * G)
     maintenance = _clamp(ram / 16, M, 2 * G)
@@ -387,19 +390,21 @@ def postgres(hardware, services, settings, sites=1):
     book = 2 * ram // wanted
     bound = max(0, rest // wanted - _POSTGRES_CONNECTION)
     turns = bool(hardware["rotational"])
-    disk = "the disk turns: moving its head costs" if turns else "the disk doesn't turn"
+    disk = {True: "the disk turns", False: "the disk doesn't turn"}.get(
+        hardware["rotational"], "the disk doesn't say whether it turns: taken as one that doesn't"
+    )
     return {
         "max_connections": (
             connections,
-            f"({told} - {_text(fixed)} for buffers and maintenance) / "
-            f"({_text(_POSTGRES_CONNECTION)} + 4M of work_mem) a connection, 10 to 300",
+            f"({_text(part)} - {_text(fixed)} for buffers and maintenance) / "
+            f"({_text(_POSTGRES_CONNECTION)} + 4M of work_mem) a connection, 10 to 300; {note}",
         ),
         "shared_buffers": (_size(buffers), f"{basis} / 4, 16M to 8G"),
         "work_mem": (
             _size(max(64 * K, min(book, bound))),
-            f"2 x {basis} / {wanted} connections = {_text(book)}, bounded by ({told} - "
+            f"2 x {basis} / {wanted} connections = {_text(book)}, bounded by ({_text(part)} - "
             f"{_text(fixed)} for buffers and maintenance) / {wanted} - "
-            f"{_text(_POSTGRES_CONNECTION)} = {_text(bound)}, at least 64k",
+            f"{_text(_POSTGRES_CONNECTION)} = {_text(bound)}, at least 64k; {note}",
         ),
         "maintenance_work_mem": (_size(maintenance), f"{basis} / 16, 1M to 2G"),
         "autovacuum_work_mem": (
@@ -424,7 +429,7 @@ def pgbouncer(hardware, services, settings, sites=1):
 
         salt 'db1' settings.explain pgbouncer
     """
-    part, told = share(hardware, services, "pgbouncer")
+    part, note = share(hardware, services, "pgbouncer")
     cores = hardware["cores"]
     by_ram = part // _PGBOUNCER_CLIENT
     by_files = hardware["open_files"] - 1000
@@ -437,8 +442,8 @@ def pgbouncer(hardware, services, settings, sites=1):
     return {
         "max_clients": (
             max(100, min(by_ram, by_files, 5000)),
-            f"{told} / {_text(_PGBOUNCER_CLIENT)} = {by_ram}; {hardware['open_files']} open files "
-            f"allow {by_files}; 100 to 5000",
+            f"{_text(part)} / {_text(_PGBOUNCER_CLIENT)} a client = {by_ram}; "
+            f"{hardware['open_files']} open files allow {by_files}; 100 to 5000; {note}",
         ),
         "pool_size": (pool, formula),
     }
@@ -454,7 +459,7 @@ def mariadb(hardware, services, settings, sites=1):
 
         salt 'db1' settings.explain mariadb
     """
-    part, told = share(hardware, services, "mariadb")
+    part, note = share(hardware, services, "mariadb")
     ram, basis = _basis(hardware, services, "mariadb", part)
     connections = _clamp(part / 8 / _MARIADB_CONNECTION, 10, 300)
     wanted = _set(settings, "max_connections", connections)
@@ -466,13 +471,14 @@ def mariadb(hardware, services, settings, sites=1):
     return {
         "max_connections": (
             connections,
-            f"an eighth of {told} / {_text(_MARIADB_CONNECTION)} a connection, 10 to 300",
+            f"an eighth of {_text(part)} / {_text(_MARIADB_CONNECTION)} a connection, 10 to 300; "
+            f"{note}",
         ),
         "innodb_buffer_pool_size": (
             _size(pool),
-            f"80 % of {basis} = {_text(book)}, bounded by ({told} - {_text(_MARIADB_BASE)} - "
-            f"{wanted} connections of {_text(_MARIADB_CONNECTION)}) / 1.1 = "
-            f"{_text(max(0, bound))}, in steps of 128M",
+            f"80 % of {basis} = {_text(book)}, bounded by ({_text(part)} - "
+            f"{_text(_MARIADB_BASE)} - {wanted} connections of {_text(_MARIADB_CONNECTION)}) / 1.1 "
+            f"= {_text(max(0, bound))}, in steps of 128M; {note}",
         ),
     }
 
@@ -522,11 +528,11 @@ def warnings(hardware, services, settings, sites=1):
     for name in services:
         if name not in PARTS:
             continue
-        part, told = share(hardware, services, name)
+        part, note = share(hardware, services, name)
         if part < PARTS[name].least:
             found.append(
-                f"This host is too small for {name}: its share is {told}, it should be "
-                f"{_text(PARTS[name].least)}. Give the host more RAM or fewer roles."
+                f"This host is too small for {name}, which should have "
+                f"{_text(PARTS[name].least)} ({note}). Give it more RAM or fewer roles."
             )
     ram = hardware["ram_bytes"]
     promises = {"the system": _system(ram), **promised(settings, sites)}

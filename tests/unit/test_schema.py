@@ -144,7 +144,9 @@ def test_tells_all_errors_at_once():
 
 def test_a_required_key():
     needed = schema.read("# URL. [string, required]\nrepository: null\n", "site.yaml")
-    assert needed.check({}, "sites.yaml: sites.news.")[1] == ["sites.yaml: sites.news.repository is missing: URL. Allowed: string."]
+    assert needed.check({}, "sites.yaml: sites.news.")[1] == [
+        "sites.yaml: sites.news.repository is missing: URL. Allowed: string."
+    ]
     assert needed.check({"repository": ""}, "")[1]
     assert needed.check({"repository": "x"}, "") == ({"repository": "x"}, [])
 
