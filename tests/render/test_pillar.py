@@ -1,0 +1,83 @@
+"""What the master tells a host: its environment, and the secrets of its roles, and nothing else."""
+
+import re
+
+import pytest
+import yaml
+
+from tests.render import hosts, matrix, tree
+
+PILLAR = tree.ROOT / "pillar"
+LAB = matrix.FARMS["lab"]
+
+
+def _table():
+    """The table of secrets in pillar/top.sls: name -> roles."""
+    source = (PILLAR / "top.sls").read_text()
+    return yaml.safe_load(re.search(r"set secrets = (\{.*?\n\})", source, re.S)[1])
+
+
+def _words(value):
+    """All texts that stand somewhere in a structure."""
+    if isinstance(value, dict):
+        return set().union(*(_words(part) for part in value.values()))
+    if isinstance(value, list):
+        return set().union(*(_words(part) for part in value))
+    return {value} if isinstance(value, str) else set()
+
+
+def _secrets(name):
+    """The secret texts of one of the lab's files, which are plain YAML: all that aren't names."""
+    written = yaml.safe_load((PILLAR / f"environments/lab/secrets/{name}.sls").read_text())
+    return {word for word in _words(written) if len(word) >= 12}
+
+
+def test_every_file_of_secrets_has_readers_and_each_reader_is_a_role():
+    files = {path.stem for path in (PILLAR / "environments/lab/secrets").glob("*.sls")}
+    assert files == set(_table())
+    assert set().union(*_table().values()) <= set(tree.roles())
+
+
+@pytest.mark.parametrize("minion", LAB)
+def test_secrets_reach_only_the_roles_that_need_them(minion):
+    told = _words(hosts.pillar("lab", minion))
+    for name, readers in _table().items():
+        secret = _secrets(name)
+        assert secret, f"secrets/{name}.sls holds nothing"
+        if set(LAB[minion]["roles"]) & set(readers):
+            assert secret <= told
+        else:
+            assert not secret & told, f"{minion} is told what stands in secrets/{name}.sls"
+
+
+def test_what_a_host_says_of_itself_changes_nothing():
+    lies = {"id": "db1", "host": "db1", "fqdn": "db1", "nodename": "db1", "roles": ["database"]}
+    assert tree.pillar(PILLAR, "lb1", lies) == tree.pillar(PILLAR, "lb1")
+
+
+def test_a_host_that_no_inventory_lists_is_told_no_secret_and_no_environment():
+    told = tree.pillar(PILLAR, "stranger")
+    assert told["environment"] is None
+    assert not {"secrets", "hosts", "sites"} & set(told)
+
+
+def test_an_environment_tells_only_its_own():
+    folder = tree.pillar_tree("two", {"web": LAB["app1"]}, environment="production")
+    told = tree.pillar(folder, "web")
+    assert told["environment"] == "production"
+    assert set(told["hosts"]) == {"web"}
+    assert not _words(told) & _secrets("postgres")
+
+
+def test_a_host_that_two_environments_list_is_refused():
+    folder = tree.pillar_tree("twice", {"db1": LAB["db1"]}, environment="production")
+    errors = "\n".join(tree.pillar(folder, "db1")["_errors"])
+    assert "db1 is listed in two environments, production and lab" in errors
+
+
+def test_a_pattern_is_a_host_whose_address_the_mine_tells():
+    pattern = {"network": "198.18.0.0/24", "roles": ["app"]}
+    folder = tree.pillar_tree("elastic", {"app*": pattern, **{"app1": LAB["app1"]}})
+    assert "mine_functions" in tree.pillar(folder, "app7")
+    assert "mine_functions" not in tree.pillar(folder, "app1")
+    assert "secrets" in tree.pillar(folder, "app7")
