@@ -293,7 +293,7 @@ def warm(source, site=None, at_once=4, scheme="http"):
     told = started
     with concurrent.futures.ThreadPoolExecutor(max(1, int(at_once))) as pool:
         for done, (target, answer) in enumerate(
-            zip(targets, pool.map(lambda t: _look(t, scheme), targets)), 1
+            zip(targets, pool.map(lambda t: _look(t, scheme), targets), strict=False), 1
         ):
             status, cache = answer
             if status < 400:
@@ -353,9 +353,7 @@ def _sitemap(url, site, scheme, depth=0):
         root = xml.etree.ElementTree.fromstring(body)  # noqa: S314 - the site's own sitemap
     except xml.etree.ElementTree.ParseError as error:
         raise CommandExecutionError(f"{host}{path} is no sitemap: {error}.") from None
-    found = [
-        element.text.strip() for element in root.iterfind("./{*}*/{*}loc") if element.text
-    ]
+    found = [element.text.strip() for element in root.iterfind("./{*}*/{*}loc") if element.text]
     if not root.tag.endswith("sitemapindex") or depth:
         return found
     return [page for part in found for page in _sitemap(part, site, scheme, depth + 1)]
@@ -507,9 +505,7 @@ def _run(*command):
         raise CommandExecutionError(f"{command[0]} didn't answer within 60 s.") from None
     if done.returncode:
         words = (done.stderr + done.stdout).strip() or f"exit status {done.returncode}"
-        raise CommandExecutionError(
-            f"{' '.join(command)} failed: {words}"
-        )
+        raise CommandExecutionError(f"{' '.join(command)} failed: {words}")
     return done.stdout
 
 

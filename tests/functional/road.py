@@ -6,8 +6,8 @@ app hosts that do as they are told. The configurations are those that the states
 import contextlib
 import functools
 import http.client
-import importlib.util
 import http.server
+import importlib.util
 import os
 import pathlib
 import socket
@@ -22,7 +22,11 @@ import salt.pillar
 import salt.utils.dictupdate
 
 CHECKOUT = pathlib.Path(__file__).parents[2]
-BALANCER, ACCELERATORS, APPS = "127.55.0.11", ("127.55.0.21", "127.55.0.22"), ("127.55.0.31", "127.55.0.32")
+BALANCER, ACCELERATORS, APPS = (
+    "127.55.0.11",
+    ("127.55.0.21", "127.55.0.22"),
+    ("127.55.0.31", "127.55.0.32"),
+)
 WEB, TLS, STATS, VARNISH, APP = 15080, 15443, 15404, 15061, 15031
 
 HOSTS = {
@@ -125,7 +129,7 @@ class App(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - http.server's own names
 
     def log_message(self, *args):
         pass

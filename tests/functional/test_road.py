@@ -101,7 +101,9 @@ def test_files_that_django_does_not_serve_end_in_varnish(road, path):
     assert not seen(road, path)
 
 
-@pytest.mark.parametrize("path", ["/static/a.1234abcd.css", "/media/x.jpg", "/robots.txt", "/x.php/y/"])
+@pytest.mark.parametrize(
+    "path", ["/static/a.1234abcd.css", "/media/x.jpg", "/robots.txt", "/x.php/y/"]
+)
 def test_files_that_a_site_does_serve_are_asked_for(road, path):
     assert get(path, at=DIRECT).status == 200
     assert len(seen(road, path)) == 1
@@ -131,7 +133,9 @@ def test_the_time_that_pages_are_kept(road):
     for path in ("/long/", "/public/", "/denied/", "/private/", "/silent/"):
         get(path, at=DIRECT)
     time.sleep(2.3)  # ttl and grace_healthy are 1 s here
-    kept = {path: get(path, at=DIRECT).headers["X-Cache"] for path in ("/long/", "/public/", "/silent/")}
+    kept = {
+        path: get(path, at=DIRECT).headers["X-Cache"] for path in ("/long/", "/public/", "/silent/")
+    }
     assert kept == {"/long/": "hit", "/public/": "miss", "/silent/": "miss"}
     assert get("/denied/", at=DIRECT).status == 403
     get("/private/", at=DIRECT)
@@ -187,7 +191,10 @@ def test_ban_by_pattern(road):
     assert denied.status == 405
     banned = get("/", method="BAN", at=DIRECT, source=APPS[0], X_Ban_Pattern="^/section/")
     assert banned.status == 200
-    kept = [get(path, at=DIRECT).headers["X-Cache"] for path in ("/section/a/", "/section/b/", "/other/")]
+    kept = [
+        get(path, at=DIRECT).headers["X-Cache"]
+        for path in ("/section/a/", "/section/b/", "/other/")
+    ]
     assert kept == ["miss", "miss", "hit"]
 
 

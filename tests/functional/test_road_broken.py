@@ -34,7 +34,9 @@ class Load:
 
     def __init__(self, per_second=60, **how):
         self.failed, self.count, self.how, self.on = [], 0, how, True
-        self.threads = [threading.Thread(target=self._ask, args=(n, 4 / per_second)) for n in range(4)]
+        self.threads = [
+            threading.Thread(target=self._ask, args=(n, 4 / per_second)) for n in range(4)
+        ]
 
     def _ask(self, thread, pause):
         count = 0
@@ -160,9 +162,17 @@ def test_https_is_forced(start):
 def test_edge_side_includes(start):
     road = start(site={"cache": {"esi": True}})
     for app in road.apps:
-        app.behaviour["/whole/"] = (200, {"Cache-Control": "max-age=60"}, '<p><esi:include src="/part/"/> c')
+        app.behaviour["/whole/"] = (
+            200,
+            {"Cache-Control": "max-age=60"},
+            '<p><esi:include src="/part/"/> c',
+        )
         app.behaviour["/part/"] = (200, {"Cache-Control": "max-age=60"}, "b")
-        app.behaviour["/plain/"] = (200, {"Content-Type": "text/plain"}, '<esi:include src="/part/"/>')
+        app.behaviour["/plain/"] = (
+            200,
+            {"Content-Type": "text/plain"},
+            '<esi:include src="/part/"/>',
+        )
     assert get("/whole/").text == "<p>b c"
     assert get("/plain/").text == '<esi:include src="/part/"/>'
 
@@ -205,7 +215,7 @@ def test_draining_and_weighing_a_host(start, haproxy):
 
 def test_what_the_balancer_does_not_know(start, haproxy):
     start()
-    with pytest.raises(CommandExecutionError, match="no server 'ap1'. Did you mean app1"):
+    with pytest.raises(CommandExecutionError, match=r"no server 'ap1'. Did you mean app1"):
         haproxy.drain("ap1")
     with pytest.raises(CommandExecutionError, match="0 to 256, not 300"):
         haproxy.weight("app1", 300)
@@ -216,11 +226,13 @@ def test_what_the_balancer_does_not_know(start, haproxy):
 def test_draining_waits_for_what_is_at_work(start, haproxy):
     road = start()
     road.apps[0].slow = road.apps[1].slow = 1.5
-    clients = [threading.Thread(target=get, args=("/s/",), kwargs={"method": "POST"}) for _ in range(2)]
+    clients = [
+        threading.Thread(target=get, args=("/s/",), kwargs={"method": "POST"}) for _ in range(2)
+    ]
     for client in clients:
         client.start()
     until(lambda: haproxy._sessions("app1") == 1, 2)
-    with pytest.raises(CommandExecutionError, match="still works on 1 requests after 0.3 s"):
+    with pytest.raises(CommandExecutionError, match=r"still works on 1 requests after 0.3 s"):
         haproxy.drain("app1", timeout=0.3)
     assert haproxy.drain("app1")["site_paper"]["app1"]["sessions"] == 0
     for client in clients:
@@ -228,7 +240,7 @@ def test_draining_waits_for_what_is_at_work(start, haproxy):
 
 
 def test_a_balancer_that_is_down_is_said_to_be(haproxy):
-    with pytest.raises(CommandExecutionError, match="HAProxy doesn't answer on .*journalctl"):
+    with pytest.raises(CommandExecutionError, match=r"HAProxy doesn't answer on .*journalctl"):
         haproxy.status()
 
 
@@ -238,7 +250,9 @@ def varnish(tmp_path, monkeypatch):
     modules = roads.functions("cache1", roads.pillar(), tmp_path)
     found = roads.module("varnish", modules)
     run = found._run
-    monkeypatch.setattr(found, "_run", lambda tool, *rest: run(tool, "-n", str(tmp_path / "cache1"), *rest))
+    monkeypatch.setattr(
+        found, "_run", lambda tool, *rest: run(tool, "-n", str(tmp_path / "cache1"), *rest)
+    )
     monkeypatch.setattr(found, "_ADDRESS", ACCELERATORS[0])
     return found
 
@@ -247,7 +261,11 @@ def test_varnish_is_reloaded_without_losing_anything(start, varnish):
     road = start()
     vcl = road.folder / "cache1.vcl"
     at = (ACCELERATORS[0], roads.VARNISH)
-    road.apps[0].behaviour["/k/"] = road.apps[1].behaviour["/k/"] = (200, {"Cache-Control": "max-age=60"}, "k")
+    road.apps[0].behaviour["/k/"] = road.apps[1].behaviour["/k/"] = (
+        200,
+        {"Cache-Control": "max-age=60"},
+        "k",
+    )
     get("/k/", at=at)
     assert varnish.active(str(vcl)) == {"name": "boot", "current": True}
 
@@ -281,7 +299,7 @@ def test_varnish_drains_an_app_host(start, varnish):
     for n in range(6):
         get(f"/again/{n}/", at=at)
     assert road.apps[0].seen
-    with pytest.raises(CommandExecutionError, match="no host 'ap1'. Did you mean app1"):
+    with pytest.raises(CommandExecutionError, match=r"no host 'ap1'. Did you mean app1"):
         varnish.drain("ap1")
 
 

@@ -60,8 +60,8 @@ def test_an_authority_signs_for_each_site(tool, authority):
         pem = tool.FOLDER / f"{name}.pem"
         assert pem.stat().st_mode & 0o777 == 0o600
         checked = subprocess.run(
-            ["openssl", "verify", "-CAfile", tool.PRIVATE / "authority.pem", "-purpose", "sslserver",
-             "-verify_hostname", domain, pem],
+            ["openssl", "verify", "-CAfile", tool.PRIVATE / "authority.pem",
+             "-purpose", "sslserver", "-verify_hostname", domain, pem],
             capture_output=True, text=True,
         )  # fmt: skip
         assert checked.returncode == 0, checked.stderr

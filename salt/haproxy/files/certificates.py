@@ -29,7 +29,7 @@ AUTHORITY_DAYS = 3650
 LEAF_DAYS = 397  # browsers refuse longer ones
 
 
-class Failed(Exception):
+class CertificateError(Exception):
     """Something that the operator has to know; its text is the sentence."""
 
 
@@ -48,7 +48,7 @@ def main():
         try:
             renew(name, plan, options.first)
             print(f"{name}: a new certificate from {plan['sites'][name]['source']}")
-        except Failed as failure:
+        except CertificateError as failure:
             failures.append(f"{name}: {failure}")
     if len(failures) < len(due) and not options.first:
         run("systemctl", "reload", "haproxy")
@@ -94,13 +94,13 @@ def sign(request, environment, folder):
     """Sign a request with the environment's own authority; return the chain."""
     key, certificate = PRIVATE / "authority_key.pem", PRIVATE / "authority.pem"
     if not key.exists():
-        raise Failed(
+        raise CertificateError(
             "secrets:haproxy:authority_key isn't in this host's pillar. Make one with "
             "`openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256` and add it to "
             "secrets/haproxy.sls of the environment."
         )
-    if not certificate.exists() or run("openssl", "x509", "-in", certificate, "-noout",
-                                       "-pubkey") != run("openssl", "pkey", "-in", key, "-pubout"):  # fmt: skip
+    of_key = run("openssl", "pkey", "-in", key, "-pubout")
+    if not certificate.exists() or public_key_of(certificate) != of_key:
         made = run("openssl", "req", "-x509", "-key", key, "-days", str(AUTHORITY_DAYS),
                    "-subj", f"/O=Saltern/CN=Saltern authority of {environment}",
                    "-addext", "keyUsage=critical,keyCertSign,cRLSign")  # fmt: skip
@@ -120,7 +120,7 @@ def ask_acme(request, acme):
     """Have a request signed by the ACME server; return the chain."""
     account = PRIVATE / "acme_account_key.pem"
     if not account.exists():
-        raise Failed(
+        raise CertificateError(
             "secrets:haproxy:acme_account_key isn't in this host's pillar. Make one with "
             "`openssl genrsa 4096` and add it to secrets/haproxy.sls of the environment."
         )
@@ -139,6 +139,10 @@ def names_of(pem):
     return set(re.findall(r"DNS:([^,\s]+)", shown))
 
 
+def public_key_of(pem):
+    return run("openssl", "x509", "-noout", "-pubkey", "-in", pem)
+
+
 def issuer_of(pem):
     return run("openssl", "x509", "-noout", "-issuer_hash", "-in", pem)
 
@@ -152,7 +156,7 @@ def replace(path, text):
     new = path.with_name(f".{path.name}.new")
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
-    os.replace(new, path)
+    new.replace(path)
 
 
 def succeeds(*command):
@@ -160,16 +164,16 @@ def succeeds(*command):
 
 
 def run(*command):
-    """Run a command; return what it prints. Raises Failed with its last words."""
+    """Run a command; return what it prints. Raises CertificateError with its last words."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         words = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        raise Failed(f"{command[0]} failed: {words[-1]}")
+        raise CertificateError(f"{command[0]} failed: {words[-1]}")
     return done.stdout
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except Failed as failure:
+    except CertificateError as failure:
         sys.exit(str(failure))

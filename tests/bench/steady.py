@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""
+Ask for a URL at a steady rate, whatever the answers do (open loop), and say what became of it.
+
+    python3 tests/bench/steady.py http://198.18.0.11/ --host newsroom.lab --rate 500 --seconds 10
+
+Requests go over kept connections; one that finds its connection closed by the server before any
+byte of an answer is sent again on a new one, as browsers do. Prints one line of JSON: ``sent``,
+``ok``, ``failed``, ``errors`` (the first ten, by kind), ``p50_ms``, ``p99_ms``, ``max_ms``.
+``{n}`` in the URL becomes a number, another for each request.
+"""
+
+import argparse
+import asyncio
+import collections
+import json
+import time
+import urllib.parse
+
+
+class Client:
+    """Requests to one server over a pool of kept connections."""
+
+    def __init__(self, options):
+        self.parts = urllib.parse.urlsplit(options.url)
+        self.options = options
+        self.idle, self.seconds, self.errors = [], [], collections.Counter()
+        self.sent = 0
+
+    async def ask(self, number):
+        began = time.monotonic()
+        self.sent += 1
+        try:
+            status = await asyncio.wait_for(self._ask(number), self.options.timeout)
+            if status != self.options.status:
+                self.errors[f"status {status}"] += 1
+        except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, ValueError) as error:
+            self.errors[f"{type(error).__name__} {error}".strip()] += 1
+        self.seconds.append(time.monotonic() - began)
+
+    async def _ask(self, number):
+        path = (self.parts.path or "/").replace("{n}", str(number))
+        path += f"?{self.parts.query}".replace("{n}", str(number)) if self.parts.query else ""
+        host = self.options.host or self.parts.hostname
+        head = (
+            f"{self.options.method} {path} HTTP/1.1\r\nHost: {host}\r\nAccept-Encoding: gzip\r\n"
+            "Content-Length: 0\r\n\r\n"
+        ).encode()
+        for last_try in (False, True):
+            reader, writer, fresh = await self._connection()
+            try:
+                writer.write(head)
+                answer = await reader.readuntil(b"\r\n\r\n")
+            except (ConnectionError, asyncio.IncompleteReadError) as error:
+                writer.close()
+                begun = getattr(error, "partial", b"")
+                if fresh or begun or last_try:
+                    raise
+                continue
+            return await self._finish(reader, writer, answer)
+        return None
+
+    async def _finish(self, reader, writer, answer):
+        lines = answer.decode("latin-1").split("\r\n")
+        headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:])}
+        if headers.get("transfer-encoding") == "chunked":
+            while size := int(await reader.readline(), 16):
+                await reader.readexactly(size + 2)
+            await reader.readline()
+        else:
+            await reader.readexactly(int(headers.get("content-length") or 0))
+        if headers.get("connection", "").lower() == "close":
+            writer.close()
+        else:
+            self.idle.append((reader, writer))
+        return int(lines[0].split()[1])
+
+    async def _connection(self):
+        while self.idle:
+            reader, writer = self.idle.pop()
+            if not reader.at_eof() and not writer.is_closing():
+                return reader, writer, False
+            writer.close()
+        port = self.parts.port or 80
+        return (*await asyncio.open_connection(self.parts.hostname, port), True)
+
+
+async def run(options):
+    client, asked = Client(options), []
+    began = time.monotonic()
+    for number in range(int(options.rate * options.seconds)):
+        wait = began + number / options.rate - time.monotonic()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        asked.append(asyncio.ensure_future(client.ask(number)))
+    await asyncio.gather(*asked)
+    seconds = sorted(client.seconds)
+
+    def at(share):
+        return round(seconds[min(len(seconds) - 1, int(len(seconds) * share))] * 1000, 1)
+
+    failed = sum(client.errors.values())
+    return {
+        "sent": client.sent,
+        "ok": client.sent - failed,
+        "failed": failed,
+        "errors": dict(client.errors.most_common(10)),
+        "p50_ms": at(0.5),
+        "p99_ms": at(0.99),
+        "max_ms": round(seconds[-1] * 1000, 1),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("url")
+    parser.add_argument("--host", help="the Host header")
+    parser.add_argument("--method", default="GET")
+    parser.add_argument("--rate", type=float, default=100, help="requests a second")
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--timeout", type=float, default=20, help="until a request has failed")
+    parser.add_argument("--status", type=int, default=200, help="the status that is right")
+    print(json.dumps(asyncio.run(run(parser.parse_args()))))
+
+
+if __name__ == "__main__":
+    main()
