@@ -177,7 +177,7 @@ def inspect(app, *queues):
     stats = replies.stats() or {}
     for node in sorted(stats):
         found["workers"][node] = {
-            "processes": stats[node]["pool"]["max-concurrency"],
+            "processes": len(stats[node]["pool"]["processes"]),
             "running": [task["name"] for task in active.get(node, [])],
             "fetched": len(reserved.get(node, [])),
             "done": sum(stats[node]["total"].values()),
@@ -200,7 +200,7 @@ def scale(app, node, processes):
     stats = app.control.inspect([node], timeout=2).stats() or {}
     if node not in stats:
         sys.exit(f"{node} doesn't answer")
-    now = stats[node]["pool"]["max-concurrency"]
+    now = len(stats[node]["pool"]["processes"])
     change = app.control.pool_grow if wanted > now else app.control.pool_shrink
     if wanted != now:
         change(abs(wanted - now), destination=[node], reply=True, timeout=5)
