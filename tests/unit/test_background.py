@@ -209,7 +209,7 @@ def run(release, *arguments):
 
 
 def test_programs_get_the_environment_as_it_is_written(release, tmp_path):
-    said = run(release, "sh", "-c", 'printenv PLAIN QUOTED RELEASE STATIC_ROOT; pwd')
+    said = run(release, "sh", "-c", "printenv PLAIN QUOTED RELEASE STATIC_ROOT; pwd")
     assert said.splitlines() == ["one", '"two" $three \\four', "r1", "/static", str(tmp_path)]
 
 
