@@ -8,8 +8,8 @@ import json
 
 from salt.exceptions import CommandExecutionError
 
-# Queues of one worker or one command; they come and go with it.
-_PASSING = ("celeryev.", "amq.gen-", "reply.celery.pidbox")
+# Queues of one worker, one command or one beat; they come and go with it.
+_PASSING = ("celeryev.", "amq.gen-", "saltern.beat")
 
 
 def definitions():

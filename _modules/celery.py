@@ -7,7 +7,6 @@ one, which take no new tasks and end when they have finished what they have.
 """
 
 import json
-import os
 import pathlib
 import re
 import time
@@ -100,8 +99,8 @@ def live(site):
 
         salt 'worker*' celery.live newsroom
     """
-    current = __salt__["sites.paths"](site)["current"]
-    return os.path.basename(os.readlink(current)) if os.path.islink(current) else None
+    current = pathlib.Path(__salt__["sites.paths"](site)["current"])
+    return current.readlink().name if current.is_symlink() else None
 
 
 def status(site):
@@ -367,10 +366,10 @@ def _script(site, *arguments):
     if not release:
         raise CommandExecutionError(f"Nothing of {site} was shipped to {__opts__['id']} yet.")
     paths = __salt__["sites.paths"](site)
+    note = f"{paths['deploy']}/releases/{release}.json"
     told = __salt__["commands.run"](
         site,
-        ["/usr/bin/python3", _SCRIPT, f"{paths['deploy']}/releases/{release}.json"]
-        + [paths["env_file"], *arguments],
+        ["/usr/bin/python3", _SCRIPT, note, paths["env_file"], *arguments],
         timeout=30,
         task=f"Asking the broker and the workers of {site}",
     )

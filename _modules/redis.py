@@ -274,9 +274,9 @@ def _expect_ok(purpose, *command):
 
 def _cli(purpose, *command):
     """Run a command on a server of this host; the password travels in the environment."""
+    socket = f"/run/redis-{purpose}/redis-server.sock"
     result = __salt__["cmd.run_all"](
-        ["redis-cli", "-s", f"/run/redis-{purpose}/redis-server.sock", "--user", "operator"]
-        + list(command),
+        ["redis-cli", "-s", socket, "--user", "operator", *command],
         env={"REDISCLI_AUTH": operator_password()},
         python_shell=False,
         ignore_retcode=True,

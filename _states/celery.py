@@ -2,7 +2,7 @@
 The background work of a site runs, and with what its units and environment say now.
 """
 
-import os
+import pathlib
 
 from salt.exceptions import CommandExecutionError
 
@@ -66,6 +66,8 @@ def running(name):
 
 def _outdated(site, unit, since):
     """Whether the unit's file or the site's environment is newer than its start."""
-    template = f"{_UNITS}/{unit.partition('@')[0]}@.service"
-    files = [template, __salt__["sites.paths"](site)["env_file"]]
-    return any(os.path.exists(path) and os.path.getmtime(path) > since for path in files)
+    files = [
+        pathlib.Path(_UNITS, f"{unit.partition('@')[0]}@.service"),
+        pathlib.Path(__salt__["sites.paths"](site)["env_file"]),
+    ]
+    return any(path.exists() and path.stat().st_mtime > since for path in files)

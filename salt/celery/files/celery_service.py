@@ -29,7 +29,7 @@ def main(note, env_file, role, *arguments):
         release = json.load(file)
     if os.path.realpath(sys.prefix) != os.path.realpath(release["virtualenv"]):
         python = f"{release['virtualenv']}/bin/python"
-        os.execv(python, [python, *sys.argv])
+        os.execv(python, [python, *sys.argv])  # noqa: S606 - a shell isn't wanted
     read_environment(env_file)
     os.environ["STATIC_ROOT"] = release["static"]
     os.environ["RELEASE"] = release["release"]
@@ -150,7 +150,7 @@ def guard(look_after):
         try:
             while True:
                 look_after()
-        except Exception as error:  # whatever it is, the lock can't be vouched for
+        except Exception as error:  # noqa: BLE001 - whatever it is, the lock isn't sure any more
             print(f"beat: lost its lock: {error!r}", file=sys.stderr, flush=True)
             os._exit(1)
 
@@ -159,11 +159,11 @@ def guard(look_after):
 
 def run(program, *arguments):
     """Programs of the virtualenv and of the release are found by their names."""
-    programs = os.path.dirname(sys.executable)
+    programs = f"{os.environ['VIRTUAL_ENV']}/bin"
     os.environ["PATH"] = f"{programs}:{os.environ.get('PATH', '/usr/bin:/bin')}"
     if program.endswith(".py"):
         program, arguments = sys.executable, (program, *arguments)
-    os.execvp(program, [program, *arguments])
+    os.execvp(program, [program, *arguments])  # noqa: S606 - a shell isn't wanted
 
 
 def inspect(app, *queues):
@@ -177,7 +177,7 @@ def inspect(app, *queues):
     stats = replies.stats() or {}
     for node in sorted(stats):
         found["workers"][node] = {
-            "processes": stats[node]["pool"]["max-concurrency"],
+            "processes": len(stats[node]["pool"]["processes"]),
             "running": [task["name"] for task in active.get(node, [])],
             "fetched": len(reserved.get(node, [])),
             "done": sum(stats[node]["total"].values()),
@@ -200,7 +200,7 @@ def scale(app, node, processes):
     stats = app.control.inspect([node], timeout=2).stats() or {}
     if node not in stats:
         sys.exit(f"{node} doesn't answer")
-    now = stats[node]["pool"]["max-concurrency"]
+    now = len(stats[node]["pool"]["processes"])
     change = app.control.pool_grow if wanted > now else app.control.pool_shrink
     if wanted != now:
         change(abs(wanted - now), destination=[node], reply=True, timeout=5)
