@@ -14,7 +14,8 @@ from salt.exceptions import CommandExecutionError
 # The services that a role brings, in the order in which a host gets them.
 ROLES = {
     "master": [],
-    "database": ["postgres", "pgbouncer"],
+    "database": ["backup", "postgres", "pgbouncer"],
+    "backup": ["backup"],
     "cache": ["memcached", "redis"],
     "broker": ["rabbitmq"],
     "worker": ["twemproxy", "django", "celery"],

@@ -103,7 +103,7 @@ def settled(name):
     return ret
 
 
-def user(name, password, replication=False, grants=None):
+def user(name, password, replication=False, createdb=False, grants=None):
     """
     A role that may log in, with this password, and nothing beyond.
 
@@ -113,6 +113,8 @@ def user(name, password, replication=False, grants=None):
         Its password. It reaches the server as a SCRAM verifier, over a socket.
     replication
         Whether it may copy the whole cluster.
+    createdb
+        Whether it may create databases.
     grants
         Names of roles that it is a member of.
 
@@ -124,7 +126,9 @@ def user(name, password, replication=False, grants=None):
             - password: secret
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": f"{name} is as it should be."}
-    changes, commands = _user_changes(name, password, replication, grants or [])
+    changes, commands = _user_changes(
+        name, password, {"REPLICATION": replication, "CREATEDB": createdb}, grants or []
+    )
     if not changes:
         return ret
     if __opts__["test"]:
@@ -290,28 +294,27 @@ def _source(wait):
         time.sleep(2)
 
 
-def _user_changes(name, password, replication, grants):
+def _user_changes(name, password, rights, grants):
     sql, text = __salt__["database.identifier"], __salt__["database.literal"]
     found = __salt__["database.query"](
-        "SELECT rolpassword, rolreplication, rolcanlogin, rolsuper OR rolcreaterole OR rolcreatedb"
-        " AS more, ARRAY(SELECT g.rolname::text FROM pg_auth_members m JOIN pg_roles g"
-        " ON g.oid = m.roleid WHERE m.member = a.oid) AS grants"
+        "SELECT rolpassword, rolreplication, rolcreatedb, rolcanlogin,"
+        " rolsuper OR rolcreaterole AS more, ARRAY(SELECT g.rolname::text FROM pg_auth_members m"
+        " JOIN pg_roles g ON g.oid = m.roleid WHERE m.member = a.oid) AS grants"
         f" FROM pg_authid a WHERE rolname = {text(name)}"
     )
     changes, commands = {}, []
     if not found:
         changes["user"] = {"old": "absent", "new": "present"}
         commands.append(f"CREATE ROLE {sql(name)}")
-        found = [{"rolpassword": None, "rolreplication": False, "rolcanlogin": False}]
-    facts = found[0]
-    rights = "NOSUPERUSER NOCREATEDB NOCREATEROLE LOGIN"
-    rights += " REPLICATION" if replication else " NOREPLICATION"
-    differs = facts.get("more") or facts["rolreplication"] != replication
-    if differs or not facts["rolcanlogin"]:
-        changes.setdefault("rights", {"old": "others", "new": rights.lower()})
-        commands.append(f"ALTER ROLE {sql(name)} {rights}")
-    if not __salt__["database.matches"](password, facts["rolpassword"]):
-        changes.setdefault("password", "changed")
+    facts = found[0] if found else {}
+    differs = [r for r, wanted in rights.items() if facts.get(f"rol{r.lower()}", False) != wanted]
+    if differs or facts.get("more") or not facts.get("rolcanlogin"):
+        words = [right if wanted else f"NO{right}" for right, wanted in rights.items()]
+        words = " ".join(["NOSUPERUSER NOCREATEROLE LOGIN", *words])
+        changes["rights"] = {"old": "others", "new": words.lower()}
+        commands.append(f"ALTER ROLE {sql(name)} {words}")
+    if not __salt__["database.matches"](password, facts.get("rolpassword")):
+        changes["password"] = "changed"
         secret = text(__salt__["database.verifier"](password))
         commands.append(f"ALTER ROLE {sql(name)} PASSWORD {secret}")
     for grant in sorted(set(grants) - set(facts.get("grants") or [])):

@@ -10,6 +10,8 @@
   'broker': ['app', 'worker', 'broker'],
   'rabbitmq': ['broker'],
   'replication': ['database'],
+  'backup': ['backup', 'database'],
+  'backup-keeper': ['backup'],
 } %}
 base:
   '{{ opts.id }}':

@@ -170,4 +170,32 @@ postgres/{{ name }}/database:
       - database: postgres/{{ name }}/user
 {%- endif %}
 {%- endfor %}
+{%- if salt['inventory.peers']('backup') %}
+
+# Dumps from a replica, holds it still for a moment to compare a restored backup with it, and brings
+# back what it restored, as the site that it belongs to.
+{%- set own = [] %}
+{%- for name in salt['sites.list']() if not salt['sites.get'](name).database.host %}
+{%- do own.append(salt['sites.get'](name).database.user) %}
+{%- endfor %}
+
+postgres/backup:
+  database.user:
+    - name: backup
+    - password: {{ salt['sites.secret']('backup', 'password') | json }}
+    - createdb: True
+    - grants: {{ (['pg_read_all_data', 'pg_monitor'] + own) | json }}
+    - require:
+      - service: postgres/running
+
+postgres/backup-functions:
+  database.granted:
+    - name: backup
+    - functions:
+      - pg_wal_replay_pause()
+      - pg_wal_replay_resume()
+      - pg_switch_wal()
+    - require:
+      - database: postgres/backup
+{%- endif %}
 {%- endif %}
