@@ -9,8 +9,8 @@ from tests.lab.commands import LabError
 from tests.lab.host import CHECKOUT
 
 MINIONS_TIMEOUT = 300
-# On a busy machine a minion takes its time to say that it is still at work.
-PATIENCE = ["--timeout=60"]
+# Asking minions that are at work whether they still are costs them more than it tells us.
+PATIENCE = ["--timeout=300"]
 SITE = "newsroom"
 EXAMPLE = f"examples/{SITE}"
 REPOSITORY = f"/srv/git/{SITE}.git"
@@ -161,7 +161,8 @@ def call(lab, target, function, *arguments, options=()):
 
 def follow(lab, step, hosts, target, function, *arguments):
     """Call a function, count the hosts as they answer, and raise with what went wrong."""
-    command = ["salt", "--out=json", "--out-indent=-1", "--no-color", *PATIENCE]
+    command = ["env", "PYTHONUNBUFFERED=1"]  # else the answers come all at once, at the end
+    command += ["salt", "--out=json", "--out-indent=-1", "--no-color", *PATIENCE]
     command += [target, function, *arguments]
     wrong, answered = [], set()
     process = subprocess.Popen(
