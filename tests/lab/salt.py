@@ -209,7 +209,7 @@ def failures(answer):
     if answer.get("result") is False:
         return [str(answer.get("comment", "it failed"))]
     failed = [
-        (key.split("_|-")[1], str(value.get("comment", "")).strip())
+        (key.split("_|-")[1], " ".join(str(value.get("comment", "")).split()))
         for key, value in answer.items()
         if "_|-" in key and value.get("result") is False
     ]
