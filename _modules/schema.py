@@ -254,8 +254,7 @@ class Schema(dict):
         for key in self.values():
             if name in key.renamed_from:
                 return f"was renamed: write {key.name}."
-        near = nearest(name, self)
-        return f"is unknown.{near} Known: {', '.join(self)}."
+        return f"is unknown.{nearest(name, self)}"
 
 
 def nearest(word, known):
@@ -267,7 +266,7 @@ def nearest(word, known):
     known
         The words that exist.
 
-    Returns `` Did you mean ...?``, or nothing if no word is near.
+    Returns `` Did you mean ...?``, or all words that exist if none is near.
 
     CLI Example:
 
@@ -275,11 +274,12 @@ def nearest(word, known):
 
         salt-call --local schema.nearest storge '[storage, ttl]'
     """
-    last = {name.rpartition(".")[2]: name for name in reversed(list(known))}
-    found = difflib.get_close_matches(word, list(known), n=1) or [
+    known = list(known)
+    last = {name.rpartition(".")[2]: name for name in reversed(known)}
+    found = difflib.get_close_matches(word, known, n=1) or [
         last[name] for name in difflib.get_close_matches(word.rpartition(".")[2], last, n=1)
     ]
-    return f" Did you mean {found[0]}?" if found else ""
+    return f" Did you mean {found[0]}?" if found else f" There are: {', '.join(known)}."
 
 
 def read(text, source):

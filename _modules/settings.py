@@ -14,6 +14,7 @@ import pathlib
 import time
 import typing
 
+import salt.state
 import yaml
 from salt.exceptions import CommandExecutionError
 
@@ -93,7 +94,7 @@ def site(name):
     return _nested(host.sites[name])
 
 
-def explain(service, key=None):
+def explain(service, key=None, fresh=True):
     """
     Where each setting of a service comes from, and the arithmetic of what is computed.
 
@@ -101,6 +102,8 @@ def explain(service, key=None):
         The service's name.
     key
         Only this key, or the keys below it.
+    fresh
+        Read the pillar anew, as ``state.apply`` does; else it is what the minion remembers.
 
     Returns a dictionary from a key's dotted name to ``value | origin | arithmetic``. The origin
     is ``default``, ``os.yaml``, ``overrides.yaml``, ``hosts.yaml`` or ``tuned``. Raises
@@ -113,6 +116,8 @@ def explain(service, key=None):
         salt 'db1' settings.explain postgres
         salt 'db1' settings.explain postgres work_mem
     """
+    if fresh:
+        return _afresh("explain", service, key)
     found = _service(service)
     lines = {
         name: _line(value, found.origins[name], found.why.get(name))
@@ -121,18 +126,18 @@ def explain(service, key=None):
     }
     if not lines:
         near = __salt__["schema.nearest"](key, list(found.values))
-        raise CommandExecutionError(
-            f"{service} has no setting {key!r}.{near} It has {', '.join(found.values)}."
-        )
+        raise CommandExecutionError(f"{service} has no setting {key!r}.{near}")
     return lines
 
 
-def diff(service=None):
+def diff(service=None, fresh=True):
     """
     What somebody has set: what differs from the defaults and isn't computed.
 
     service
         The service's name; all services of this host if not given.
+    fresh
+        As for :func:`explain`.
 
     Returns a dictionary from service to a dictionary from key to
     ``value | origin | default: ...``; a service without differences isn't listed.
@@ -144,6 +149,8 @@ def diff(service=None):
         salt '*' settings.diff
         salt 'db1' settings.diff postgres
     """
+    if fresh:
+        return _afresh("diff", service)
     services = [service] if service else __salt__["inventory.services"]()
     differences = {}
     for name in services:
@@ -158,9 +165,12 @@ def diff(service=None):
     return differences
 
 
-def check():
+def check(fresh=True):
     """
     Check all settings that this host reads: those of its services and of every site.
+
+    fresh
+        As for :func:`explain`.
 
     Returns what was checked, or every error, and then the exit code is 1. ``warnings`` names
     services that this host is too small for, and settings that promise more RAM than it has.
@@ -171,15 +181,47 @@ def check():
 
         salt '*' settings.check
     """
+    if fresh:
+        found = _afresh("check")
+        __context__["retcode"] = 0 if found["ok"] else 1
+        return found
+    wrong = errors()
+    if wrong:
+        return {"ok": False, "errors": wrong}
     host = _host()
-    if host.errors:
-        __context__["retcode"] = 1
-        return {"ok": False, "errors": host.errors}
     services = __salt__["inventory.services"]()
     found = {"ok": True, "services": services, "sites": sorted(host.sites)}
     promised = {name: host.services[name].values for name in services if name in host.services}
     warnings = __salt__["tuning.warnings"](_hardware(), _tenants(), promised, _site_count())
     return {**found, "warnings": warnings} if warnings else found
+
+
+def errors():
+    """
+    What is wrong with the settings that this host reads, or with its place in the inventory.
+
+    The top file asks: a host with errors gets none of its services, only the sentences.
+
+    Returns a list of sentences; an empty one if all is well.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' settings.errors
+    """
+    try:
+        return _host().errors
+    except CommandExecutionError as error:
+        return [str(error)]
+
+
+def _afresh(function, *arguments):
+    """Ask as a state run would, with a pillar that is compiled now."""
+    if "fileclient" in __context__:  # salt-ssh has just done so
+        return __salt__[f"settings.{function}"](*arguments, fresh=False)
+    with salt.state.HighState(__opts__) as high:
+        return high.state.functions[f"settings.{function}"](*arguments, fresh=False)
 
 
 def _line(value, *notes):
@@ -391,7 +433,7 @@ def _hint(name):
     ending = "/defaults.yaml"
     listed = sorted(__salt__["cp.list_master"]())
     known = [file.removesuffix(ending) for file in listed if file.endswith(ending)]
-    return f"{__salt__['schema.nearest'](name, known)} Services: {', '.join(known)}."
+    return __salt__["schema.nearest"](name, known)
 
 
 def _mapping(host, given, where):
@@ -409,11 +451,8 @@ def _own_settings(host):
     entry = __salt__["inventory.entry"]()
     facts = __pillar__["hosts"][entry]
     for key in sorted(set(facts) - set(_HOST_KEYS)):
-        near = __salt__["schema.nearest"](key, _HOST_KEYS)
-        host.errors.append(
-            f"{_file('hosts')}: hosts.{entry}.{key} is unknown.{near} "
-            f"Known: {', '.join(_HOST_KEYS)}."
-        )
+        near = __salt__["schema.nearest"](key, list(_HOST_KEYS))
+        host.errors.append(f"{_file('hosts')}: hosts.{entry}.{key} is unknown.{near}")
     return facts.get("settings")
 
 

@@ -103,7 +103,7 @@ def test_accepts_what_is_allowed():
         ({"storge": "1G"}, "overrides.yaml: varnish.storge is unknown. Did you mean storage?"),
         ({"interval": "1s"}, "varnish.interval is unknown. Did you mean probe.interval?"),
         ({"probe": {"windw": 1}}, "varnish.probe.windw is unknown. Did you mean probe.deeper.w"),
-        ({"zzz": 1}, "varnish.zzz is unknown. Known: storage, port"),
+        ({"zzz": 1}, "varnish.zzz is unknown. There are: storage, port"),
         ({"memory": "1G"}, "varnish.memory was renamed: write storage."),
         ({"probe": {"every": "1s"}}, "varnish.probe.every was renamed: write probe.interval."),
         ({"storage": 512}, "storage is 512, which is no size. Allowed: size 16M..64G, such as"),
