@@ -602,6 +602,7 @@ def _activate(work):
         return "current is turned"
     live = __salt__["slots.live"](work.site)
     if work.strategy == "touch" and live:
+        __salt__["slots.check"](work.site, name)
         work.undo = lambda: _touch_back(work, live)
         answers = __salt__["slots.touch"](work.site, live, name)
         _point(work.site, name)
@@ -901,7 +902,7 @@ def _revision(site, rev):
     """A revision as it was typed: Salt makes numbers of what looks like one."""
     if rev is None:
         rev = __salt__["sites.get"](site)["revision"]
-    if isinstance(rev, float) or isinstance(rev, bool):
+    if isinstance(rev, (bool, float)):
         raise CommandExecutionError(
             f"rev={rev} reached Salt as a number: type two pairs of quotes, rev='\"1.10\"'."
         )
@@ -1013,12 +1014,18 @@ def _entries(site):
 
 
 def _stack(site):
+    """The releases that a rollback would meet, as far as they are still here."""
+    here = set(__salt__["release.list"](site))
+    return [name for name in _stacked(_entries(site)) if name in here]
+
+
+def _stacked(entries):
     """
     The releases that were live, in the order in which a rollback would meet them, the live one
     last: a ship puts one on top, a rollback takes some away.
     """
     stack = []
-    for entry in _entries(site):
+    for entry in entries:
         name = entry.get("to")
         if not entry.get("result") or not name or entry["action"] == "reload":
             continue
@@ -1026,8 +1033,7 @@ def _stack(site):
             del stack[stack.index(name) + 1 :]
             continue
         stack = [*[other for other in stack if other != name], name]
-    here = set(__salt__["release.list"](site))
-    return [name for name in stack if name in here]
+    return stack
 
 
 def _folder(site):

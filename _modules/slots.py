@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -135,8 +136,7 @@ def start(site, slot, name):
     if slot == live(site):
         raise CommandExecutionError(f"Slot {slot} of {site} is live: it is not replaced.")
     stop(site, slot)
-    _write(_vassal(site, slot), _rendered(site, slot, name))
-    _wake_emperor()
+    _write_vassal(site, slot, name)
     try:
         return _until_well(site, slot, name)
     except BaseException:
@@ -246,7 +246,8 @@ def wake(site, slot):
 
 def touch(site, slot, name):
     """
-    Let a slot reload into a release, gracefully and in place, after seeing that it loads.
+    Let a slot reload into a release, gracefully and in place: see with :func:`check` that it
+    loads, before.
 
     Requests wait while it loads, and a release that loads but isn't well is live until
     it is put back: for hosts without the memory for two slots at once.
@@ -259,7 +260,7 @@ def touch(site, slot, name):
         The release's name.
 
     Returns the number of good answers it gave. Raises ``CommandExecutionError`` if the release
-    doesn't load (nothing was changed then) or isn't well.
+    isn't well.
 
     CLI Example:
 
@@ -267,9 +268,7 @@ def touch(site, slot, name):
 
         salt 'app1' slots.touch newsroom a 20260102-030405-1a2b3c4d
     """
-    check(site, name)
-    _write(_vassal(site, slot), _rendered(site, slot, name))
-    _wake_emperor()
+    _write_vassal(site, slot, name)
     return _until_well(site, slot, name)
 
 
@@ -292,7 +291,7 @@ def check(site, name):
     """
     paths = __salt__["sites.paths"](site)
     path = f"{paths['deploy']}/check.ini"
-    _write(path, _rendered(site, "check", name))
+    _write(path, _rendered(site, "check", name), __salt__["sites.user"](site))
     try:
         result = subprocess.run(
             ["uwsgi", "--ini", path, "--no-server"],
@@ -402,8 +401,15 @@ def _rendered(site, slot, name):
     )
 
 
-def _write(path, text):
+def _write_vassal(site, slot, name):
+    _write(_vassal(site, slot), _rendered(site, slot, name), __salt__["sites.user"](site))
+    _wake_emperor()
+
+
+def _write(path, text, group):
+    """Write a file that a group may read: a reload reads it with the site's own rights."""
     with open(f"{path}.new", "w", encoding="utf-8") as file:
+        shutil.chown(file.fileno(), group=group)
         os.fchmod(file.fileno(), 0o640)
         file.write(text)
         file.flush()
