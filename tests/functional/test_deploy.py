@@ -1,5 +1,6 @@
 """Ships of a tiny Django site into a box: real git, virtualenv, uWSGI emperor and nginx."""
 
+import http.server
 import json
 import threading
 import time
@@ -8,7 +9,7 @@ import pytest
 
 from tests.functional.apphost import AppHost
 from tests.functional.box import wait_for
-from tests.functional.project import Project
+from tests.functional.project import FILES, Project
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +140,12 @@ BROKEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("strategy", ["slots", "touch"])
-@pytest.mark.parametrize("case", BROKEN)
+# Until `activate` the strategies do the same.
+CASES = [(case, "slots") for case in BROKEN]
+CASES += [(case, "touch") for case, (_, phase) in BROKEN.items() if phase == "activate"]
+
+
+@pytest.mark.parametrize(("case", "strategy"), CASES)
 def test_a_broken_release_never_goes_live(host, first, case, strategy):
     files, phase = BROKEN[case]
     before = host.call("deploy.status")["tiny"]["live"]
@@ -195,16 +200,103 @@ def test_requests_in_flight_are_finished(host, first):
     assert slow == [(200, before, before)]
 
 
-def test_two_ships_at_once_one_says_who_is_at_it(host, first):
-    host.project.commit("slow to build", {"tiny/wsgi.py": "import time; time.sleep(3)\n"
-                        "from django.core.wsgi import get_wsgi_application\n"
-                        "application = get_wsgi_application()\n"})  # fmt: skip
+@pytest.fixture
+def deploy_settings(host):
+    """The site's ``deploy`` settings, to be changed; as they were afterwards."""
+    settings = host.pillar["sites"]["tiny"]["deploy"]
+    before = dict(settings)
+
+    def change(**changes):
+        settings.update(changes)
+        host.write_pillar(host.pillar)
+
+    yield change
+    settings.clear()
+    settings.update(before)
+    host.write_pillar(host.pillar)
+
+
+def test_two_ships_at_once_one_says_who_is_at_it(host, first, deploy_settings):
+    go = host.folder / "srv/go"
+    wait = "sh -c 'until [ -e /srv/go ]; do sleep 0.1; done'"
+    deploy_settings(hooks={"before_activate": wait})
+    host.project.commit("waits in a hook")
     one = host.background("deploy.ship")
-    wait_for(lambda: host.call("deploy.status")["tiny"]["ships"], what="the ship")
+    lock = host.folder / "srv/sites/tiny/deploy/lock"
+    wait_for(lambda: '"phase": "activate"' in lock.read_text(), 60, "the hook")
     two = host.call("deploy.ship", fails=True)
     assert "is at it: ship of tiny since" in two["comment"]
+    assert "in phase activate" in two["comment"]
+    assert host.call("deploy.status")["tiny"]["ships"]["phase"] == "activate"
+    go.touch()
     assert json.loads(one.communicate()[0])["local"]["result"]
     assert host.call("deploy.status")["tiny"]["ships"] is None
+
+
+def test_a_hook_that_fails_stops_the_ship(host, first, deploy_settings):
+    before = host.get("/")[1]
+    deploy_settings(hooks={"after_build": "sh -c 'echo no good; exit 3'"})
+    host.project.commit("is refused by a hook")
+    report = host.call("deploy.ship", fails=True)
+    assert report["comment"].startswith("build: The hook after_build failed with exit code 3")
+    assert "no good" in report["comment"]
+    assert host.get("/")[1] == before
+    deploy_settings(hooks={"after_nothing": "true"})
+    assert "is no hook" in host.call("deploy.ship", fails=True)["comment"]
+
+
+def test_build_commands_make_static_files(host, first, deploy_settings):
+    command = "sh -c 'mkdir -p things/static && id -un > things/static/who.txt'"
+    deploy_settings(build_commands=[command])
+    host.project.commit("is built by a command")
+    assert host.ship()["result"]
+    assert host.get("/static/who.txt")[2].strip() == "ship-tiny"
+
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    """Keeps what is posted to it."""
+
+    def do_POST(self):
+        length = int(self.headers["Content-Length"])
+        self.server.posted.append(json.loads(self.rfile.read(length)))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_notification_tells_and_never_stops_a_ship(host, first, deploy_settings):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        server.posted = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}/"
+        deploy_settings(notify=["http://127.0.0.1:9/", "nonsense", place])
+        host.project.commit("is told")
+        report = host.ship()
+        assert report["result"]
+        server.shutdown()
+    assert len(server.posted) == 1
+    assert "succeeded" in server.posted[0]["text"]
+    assert server.posted[0]["release"] == report["release"]
+
+
+def test_maintenance_shows_the_sites_own_page(host, first):
+    host.project.commit("has a page", {
+        "things/templates/503.html": "Closed for a moment",
+        "tiny/settings.py": FILES["tiny/settings.py"] + """
+        TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates",
+                      "APP_DIRS": True}]
+    """})  # fmt: skip
+    assert host.ship()["result"]
+    assert host.call("deploy.maintenance", "on") is True
+    status, _, body = host.get("/")
+    assert (status, body) == (503, "Closed for a moment")
+    assert host.get("/static/site.css")[0] == 200
+    assert host.call("deploy.status")["tiny"]["maintenance"]
+    assert host.call("deploy.maintenance", "on") is False
+    assert host.call("deploy.maintenance", "off") is True
+    assert host.get("/")[0] == 200
 
 
 def test_a_held_site_is_not_shipped(host, first):
@@ -231,8 +323,8 @@ def test_a_killed_ship_is_made_good_by_the_next(host, first, phase):
     report = host.ship()
     assert report["result"], report["comment"]
     assert host.get("/")[1] == report["release"]
-    assert host.run("readlink", "/srv/sites/tiny/current").stdout.strip().endswith(
-        report["release"]
+    assert (
+        host.run("readlink", "/srv/sites/tiny/current").stdout.strip().endswith(report["release"])
     )
 
 
