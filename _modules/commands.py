@@ -5,6 +5,7 @@ Running a site's commands: as one of its own users, with a clean environment, ne
 place where privileges are dropped and secrets are kept out of what is reported.
 """
 
+import contextlib
 import os
 import shlex
 import signal
@@ -162,10 +163,8 @@ def _environment(user, home, build):
 
 
 def _kill(process):
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _last(output):

@@ -7,17 +7,22 @@ makes releases, ``slots`` runs them; this module decides, in which order and wit
 """
 
 import contextlib
+import email.message
 import fcntl
 import http.client
 import json
+import logging
 import os
 import pathlib
 import shlex
 import shutil
 import subprocess
 import time
+import urllib.request
 
 from salt.exceptions import CommandExecutionError
+
+log = logging.getLogger(__name__)
 
 
 def ship(
@@ -156,11 +161,15 @@ def plan(site=None, rev=None):
         live = _live(site)
         changes = __salt__["release.changes"](site, live, built["release"]) if live else []
     dangers = [m for m in pending if m["dangers"]]
-    comment = f"{built['release']} is live already." if live == built["release"] else (
-        f"Would replace {live or 'nothing'} by {built['release']}"
-        + (f", with {len(pending)} migrations" if pending else "")
-        + (", which needs allow_destructive=True" if dangers else "")
-        + "."
+    comment = (
+        f"{built['release']} is live already."
+        if live == built["release"]
+        else (
+            f"Would replace {live or 'nothing'} by {built['release']}"
+            + (f", with {len(pending)} migrations" if pending else "")
+            + (", which needs allow_destructive=True" if dangers else "")
+            + "."
+        )
     )
     return {
         "release": built["release"],
@@ -201,7 +210,7 @@ def status(site=None):
             "releases": __salt__["release.list"](name),
             "ships": _holder(name),
             "hold": _hold(name),
-            "maintenance": os.path.exists(f"{paths['root']}/maintenance"),
+            "maintenance": pathlib.Path(paths["root"], "maintenance").exists(),
         }
     return found
 
@@ -311,8 +320,8 @@ def lock(site=None, reason="", **kwargs):
         salt 'app*' deploy.lock newsroom reason='sale until Monday'
     """
     site = _chosen(site)
-    path = f"{_folder(site)}/hold.json"
-    if not os.path.exists(path):
+    path = _folder(site) / "hold.json"
+    if not path.exists():
         _store(path, {"who": _who(kwargs), "since": _now(), "reason": str(reason)})
     return _hold(site)
 
@@ -333,9 +342,39 @@ def unlock(site=None):
         salt 'app*' deploy.unlock newsroom
     """
     try:
-        os.unlink(f"{_folder(_chosen(site))}/hold.json")
+        (_folder(_chosen(site)) / "hold.json").unlink()
     except FileNotFoundError:
         return False
+    return True
+
+
+def maintenance(state, site=None):
+    """
+    Let nginx answer with the site's maintenance page (503) instead of the site, or no longer.
+    Static files and uploads are still served; an accelerator goes on with what it has kept.
+
+    state
+        ``on`` or ``off``.
+    site
+        The site's name; not needed where the environment has one site.
+
+    Returns whether anything changed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app*' deploy.maintenance on
+        salt 'app*' deploy.maintenance off newsroom
+    """
+    if isinstance(state, bool):  # what YAML makes of on and off
+        state = "on" if state else "off"
+    if state not in ("on", "off"):
+        raise CommandExecutionError(f"maintenance {state!r}: it is on or off.")
+    flag = pathlib.Path(__salt__["sites.paths"](_chosen(site))["root"], "maintenance")
+    if flag.exists() == (state == "on"):
+        return False
+    flag.touch() if state == "on" else flag.unlink()
     return True
 
 
@@ -437,6 +476,8 @@ def _perform(work, action, phases):
             if known:
                 report.update(release=known["release"], sha=known["sha"])
             _record(work, action, report)
+        if action != "prepare" or not report["result"]:
+            _notify(work, action, report)
     except CommandExecutionError as error:
         report.update(result=False, comment=str(error))
     report["seconds"] = round(time.monotonic() - started, 2)
@@ -451,8 +492,10 @@ def _run_phases(work, phases, report, held):
         _tell(work, name, "begins")
         began = time.monotonic()
         try:
+            _hook(work, "before", name)
             comment = phase(work)
-        except Exception as error:
+            _hook(work, "after", name)
+        except Exception as error:  # noqa: BLE001 - whatever it is, what was live goes on
             comment = __salt__["commands.redact"](work.site, _message(error))
             report.update(result=False, comment=f"{name}: {comment}")
         seconds = round(time.monotonic() - began, 2)
@@ -472,8 +515,74 @@ def _put_back(work, report):
         return
     try:
         report["comment"] += f"\n{work.undo()}"
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - it is told with the first one
         report["comment"] += f"\nGoing back failed too: {_message(error)}"
+
+
+def _hook(work, when, phase):
+    """Run the site's own command of this place, if it has one."""
+    command = work.facts["deploy"]["hooks"].get(f"{when}_{phase}")
+    if not command:
+        return
+    known = work.release
+    __salt__["commands.run"](
+        work.site,
+        shlex.split(command),
+        env=__salt__["release.environment"](work.site, known["release"]) if known else None,
+        cwd=known["code"] if known else None,
+        task=f"The hook {when}_{phase}",
+    )
+
+
+def _check_hooks(facts):
+    """Hooks of phases that don't exist would never run, and nobody would notice."""
+    known = [f"{when}_{name}" for name, _ in _PHASES for when in ("before", "after")]
+    unknown = sorted(set(facts["deploy"]["hooks"]) - set(known))
+    if unknown:
+        raise CommandExecutionError(
+            f"sites.{facts['name']}.deploy.hooks.{unknown[0]} is no hook. "
+            f"Hooks: {', '.join(known)}."
+        )
+
+
+def _notify(work, action, report):
+    """
+    Tell those who want to know. A failure is told by each host, a success by the first one alone.
+    Whatever goes wrong here is only logged.
+    """
+    secrets = ((__pillar__.get("secrets") or {}).get("sites") or {}).get(work.site) or {}
+    places = [*work.facts["deploy"]["notify"], *(secrets.get("notify") or [])]
+    hosts = [p["id"] for role in ("app", "worker") for p in __salt__["inventory.peers"](role)]
+    if not places or (report["result"] and hosts[:1] != [__opts__["id"]]):
+        return
+    text = (
+        f"{work.site}: {action} by {work.who} on {__opts__['id']} "
+        f"{'succeeded' if report['result'] else 'FAILED'} after {report['seconds']} s: "
+        f"{report['comment']}"
+    )
+    for place in places:
+        try:
+            _send(place, text, report)
+        except Exception as error:  # noqa: BLE001 - a notification never fails a ship
+            log.warning("A notification of the %s of %s failed: %s", action, work.site, error)
+
+
+def _send(place, text, report):
+    if not place.startswith(("mailto:", "https://", "http://")):
+        raise ValueError(f"{place!r} is neither an https:// nor a mailto: address")
+    if place.startswith("mailto:"):
+        mail = email.message.EmailMessage()
+        mail["To"], mail["Subject"] = place[len("mailto:") :], text.splitlines()[0][:150]
+        mail.set_content(text)
+        command = ["/usr/sbin/sendmail", "-t", "-i"]
+        subprocess.run(command, input=mail.as_bytes(), check=True, timeout=10)
+        return
+    # "text" is what Slack and those like it show; the rest is for programs.
+    told = {"text": text, **{k: report[k] for k in ("site", "release", "result", "seconds")}}
+    request = urllib.request.Request(  # noqa: S310 - the scheme was looked at
+        place, json.dumps(told).encode(), {"Content-Type": "application/json"}
+    )
+    urllib.request.urlopen(request, timeout=5).close()  # noqa: S310 - as above
 
 
 def _message(error):
@@ -506,8 +615,6 @@ class _Unchanged(str):
     """A comment that ends the run: there is nothing left to do."""
 
 
-
-
 def _preflight(work):
     _finish_interrupted(work.site)
     held = _hold(work.site)
@@ -516,6 +623,7 @@ def _preflight(work):
             f"{held['who']} forbade ships of {work.site} on {held['since']}: {held['reason']}. "
             f"Allow them with: salt {__opts__['id']} deploy.unlock {work.site}"
         )
+    _check_hooks(work.facts)
     free = _fit(work.site)
     work.balancer_answered = bool(_asked_balancer(work))
     return f"{free >> 20} MB free"
@@ -542,6 +650,14 @@ def _static(work):
     name = work.release["release"]
     if work.release.get("prepared") and not work.force and not work.release["built"]:
         return "was prepared already"
+    for command in work.facts["deploy"]["build_commands"]:
+        __salt__["commands.run"](
+            work.site,
+            shlex.split(command),
+            build=True,
+            env={"PATH": f"{work.release['virtualenv']}/bin:/usr/local/bin:/usr/bin:/bin"},
+            cwd=work.release["code"],
+        )
     result = __salt__["release.tool"](
         work.site,
         name,
@@ -552,6 +668,7 @@ def _static(work):
             "served": __salt__["sites.paths"](work.site)["static"]
             if work.facts["static_url"]
             else None,
+            "pages": f"{__salt__['sites.paths'](work.site)['pages']}",
             "mtime": work.release["committed"],
         },
         task="Checking the site and collecting its static files",
@@ -589,8 +706,10 @@ def _migrate(work):
     )
     if result["applied"]:
         return f"applied {', '.join(result['applied'])}"
-    return f"another host did it, waited {result['waited']} s" if result["waited"] else (
-        "nothing pending"
+    return (
+        f"another host did it, waited {result['waited']} s"
+        if result["waited"]
+        else "nothing pending"
     )
 
 
@@ -602,6 +721,7 @@ def _activate(work):
         return "current is turned"
     live = __salt__["slots.live"](work.site)
     if work.strategy == "touch" and live:
+        __salt__["slots.check"](work.site, name)
         work.undo = lambda: _touch_back(work, live)
         answers = __salt__["slots.touch"](work.site, live, name)
         _point(work.site, name)
@@ -742,7 +862,8 @@ def _fit(site):
                 f"sites.{site}.{key} isn't set in "
                 f"pillar/environments/{__pillar__.get('environment')}/sites.yaml."
             )
-    missing = [paths[k] for k in ("releases", "repo", "env_file") if not os.path.exists(paths[k])]
+    needed = [paths[key] for key in ("releases", "repo", "env_file")]
+    missing = [path for path in needed if not pathlib.Path(path).exists()]
     if missing:
         raise CommandExecutionError(
             f"{missing[0]} isn't here yet: run `salt {__opts__['id']} state.apply` first."
@@ -773,18 +894,18 @@ def _live(site):
 
 def _current(site):
     try:
-        return os.path.basename(os.readlink(__salt__["sites.paths"](site)["current"]))
+        return pathlib.Path(__salt__["sites.paths"](site)["current"]).readlink().name
     except OSError:
         return None
 
 
 def _point(site, name):
     """Turn the link that people and management commands follow."""
-    path = __salt__["sites.paths"](site)["current"]
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{path}.new")
-    os.symlink(__salt__["release.must"](site, name)["root"], f"{path}.new")
-    os.replace(f"{path}.new", path)
+    path = pathlib.Path(__salt__["sites.paths"](site)["current"])
+    beside = path.with_suffix(".new")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(__salt__["release.must"](site, name)["root"])
+    beside.replace(path)
     return f"{name} is current again."
 
 
@@ -854,17 +975,14 @@ def _keep_ready(work):
         return
     __salt__["slots.rest"](work.site, other)
     caller = shutil.which("salt-call")
-    if caller and os.path.isdir("/run/systemd/system"):
+    if caller and pathlib.Path("/run/systemd/system").is_dir():
         unit = f"saltern-prune-{work.site}"
         subprocess.run(
             ["systemctl", "stop", "--quiet", f"{unit}.timer"], check=False, capture_output=True
         )
-        subprocess.run(
-            ["systemd-run", "--quiet", "--collect", f"--unit={unit}", f"--on-active={window + 1}"]
-            + [caller, "--log-level=warning", "deploy.prune", work.site],
-            check=False,
-            capture_output=True,
-        )
+        timer = ["systemd-run", "--quiet", "--collect", f"--unit={unit}"]
+        timer += [f"--on-active={window + 1}", caller, "deploy.prune", work.site]
+        subprocess.run(timer, check=False, capture_output=True)
 
 
 def _retire(site):
@@ -901,7 +1019,7 @@ def _revision(site, rev):
     """A revision as it was typed: Salt makes numbers of what looks like one."""
     if rev is None:
         rev = __salt__["sites.get"](site)["revision"]
-    if isinstance(rev, float) or isinstance(rev, bool):
+    if isinstance(rev, (bool, float)):
         raise CommandExecutionError(
             f"rev={rev} reached Salt as a number: type two pairs of quotes, rev='\"1.10\"'."
         )
@@ -931,7 +1049,7 @@ def _locked(site, action, kwargs=None, who=None, job=None):
     Be the only one who changes a site on this host. The lock is the kernel's: it ends with this
     process, however that ends. Yields a function that tells which phase has begun.
     """
-    path = f"{_folder(site)}/lock"
+    path = _folder(site) / "lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     with open(descriptor, "r+", encoding="utf-8") as file:
         try:
@@ -962,7 +1080,7 @@ def _locked(site, action, kwargs=None, who=None, job=None):
 def _holder(site):
     """Who holds the lock, or ``None``: what a dead process wrote doesn't count."""
     try:
-        with open(f"{_folder(site)}/lock", encoding="utf-8") as file:
+        with open(_folder(site) / "lock", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -974,7 +1092,7 @@ def _holder(site):
 
 def _hold(site):
     try:
-        with open(f"{_folder(site)}/hold.json", encoding="utf-8") as file:
+        with open(_folder(site) / "hold.json", encoding="utf-8") as file:
             return json.load(file)
     except (FileNotFoundError, ValueError):
         return None
@@ -994,7 +1112,7 @@ def _record(work, action, report):
         "seconds": report["seconds"],
         "comment": report["comment"].splitlines()[0],
     }
-    with open(f"{_folder(work.site)}/history.jsonl", "a", encoding="utf-8") as file:
+    with open(_folder(work.site) / "history.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -1002,7 +1120,7 @@ def _record(work, action, report):
 
 def _entries(site):
     try:
-        text = pathlib.Path(_folder(site), "history.jsonl").read_text(encoding="utf-8")
+        text = (_folder(site) / "history.jsonl").read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
     found = []
@@ -1013,12 +1131,18 @@ def _entries(site):
 
 
 def _stack(site):
+    """The releases that a rollback would meet, as far as they are still here."""
+    here = set(__salt__["release.list"](site))
+    return [name for name in _stacked(_entries(site)) if name in here]
+
+
+def _stacked(entries):
     """
     The releases that were live, in the order in which a rollback would meet them, the live one
     last: a ship puts one on top, a rollback takes some away.
     """
     stack = []
-    for entry in _entries(site):
+    for entry in entries:
         name = entry.get("to")
         if not entry.get("result") or not name or entry["action"] == "reload":
             continue
@@ -1026,22 +1150,22 @@ def _stack(site):
             del stack[stack.index(name) + 1 :]
             continue
         stack = [*[other for other in stack if other != name], name]
-    here = set(__salt__["release.list"](site))
-    return [name for name in stack if name in here]
+    return stack
 
 
 def _folder(site):
-    folder = __salt__["sites.paths"](site)["deploy"]
-    os.makedirs(folder, mode=0o755, exist_ok=True)
+    folder = pathlib.Path(__salt__["sites.paths"](site)["deploy"])
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     return folder
 
 
 def _store(path, facts):
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
+    beside = path.with_suffix(".new")
+    with open(beside, "w", encoding="utf-8") as file:
         json.dump(facts, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(f"{path}.new", path)
+    beside.replace(path)
 
 
 def _now():

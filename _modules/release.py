@@ -1,8 +1,8 @@
 """
 Releases of a site on this host: what git and the package tools make, before anything runs it.
 
-A release is the code of one commit in ``releases/<name>``; its name, ``<time of the commit>-<SHA>``,
-is the same on every host. Its dependencies are in a virtualenv that releases with the same
+A release is the code of one commit in ``releases/<name>``; its name is the commit's time and SHA,
+the same on every host. Its dependencies are in a virtualenv that releases with the same
 requirements share. Everything is built by the site's builder, and complete before it gets its
 name. What is known of a release stands in ``deploy/releases/<name>.json``, which only root writes.
 """
@@ -46,7 +46,7 @@ def fetch(site, rev):
     """
     facts = __salt__["sites.get"](site)
     repo = __salt__["sites.paths"](site)["repo"]
-    if not os.path.exists(f"{repo}/HEAD"):
+    if not pathlib.Path(repo, "HEAD").exists():
         _git(site, ["init", "--quiet", "--bare", repo], task="git init")
     sha = rev if _SHA.fullmatch(rev) and _has(site, rev) else None
     if not sha:
@@ -80,7 +80,8 @@ def build(site, fetched, force=False):
         salt 'app1' release.build newsroom "$(salt --out=newline_values_only app1 release.fetch …)"
     """
     known = info(site, fetched["release"])
-    if known and not force and os.path.isdir(known["code"]) and _complete(known["virtualenv"]):
+    whole = known and pathlib.Path(known["code"]).is_dir() and _complete(known["virtualenv"])
+    if whole and not force:
         return {**known, "built": False, "installed": False}
     facts = __salt__["sites.get"](site)
     where = f"{__salt__['sites.paths'](site)['releases']}/{fetched['release']}"
@@ -93,7 +94,7 @@ def build(site, fetched, force=False):
         __salt__["commands.run"](site, ["ln", "-sfn", virtualenv, f"{beside}/.venv"], build=True)
         _compile(site, virtualenv, beside)
         shutil.rmtree(where, ignore_errors=True)
-        os.rename(beside, where)
+        pathlib.Path(beside).rename(where)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     _flush(where)
@@ -233,7 +234,7 @@ def info(site, release):
             known = json.load(file)
     except (FileNotFoundError, ValueError):
         return None
-    return known if os.path.isdir(known["root"]) else None
+    return known if pathlib.Path(known["root"]).is_dir() else None
 
 
 def must(site, release):
@@ -277,13 +278,14 @@ def note(site, release, facts):
     """
     known = {**(info(site, release) or {}), **facts}
     known = {key: value for key, value in known.items() if value is not None}
-    os.makedirs(_notes(site), mode=0o755, exist_ok=True)
-    path = f"{_notes(site)}/{release}.json"
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
+    folder = pathlib.Path(_notes(site))
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    beside = folder / f"{release}.new"
+    with open(beside, "w", encoding="utf-8") as file:
         json.dump(known, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(f"{path}.new", path)
+    beside.replace(folder / f"{release}.json")
 
 
 def changes(site, old, new):
@@ -329,17 +331,17 @@ def prune(site, keep):
     for name in gone:
         _remove(site, name, info(site, name)["root"])
     kept = [info(site, name) for name in list_(site)]
-    used = {os.path.basename(known["virtualenv"]) for known in kept}
+    used = {pathlib.Path(known["virtualenv"]).name for known in kept}
     for name in _entries(paths["virtualenvs"]):
         if name not in used:
             shutil.rmtree(f"{paths['virtualenvs']}/{name}", ignore_errors=True)
             gone.append(f"virtualenv {name}")
     for name in _entries(paths["releases"]):
-        if not os.path.exists(f"{_notes(site)}/{name}.json"):
+        if not pathlib.Path(_notes(site), f"{name}.json").exists():
             shutil.rmtree(f"{paths['releases']}/{name}", ignore_errors=True)
             gone.append(f"unfinished {name}")
     if gone:
-        _prune_static(paths["static"], [known["static"] for known in kept])
+        _prune_static(paths["static"], [pathlib.Path(known["static"]) for known in kept])
     return gone
 
 
@@ -437,8 +439,8 @@ def _credentials(site, repository):
             f"secrets:sites:{site} has a deploy_key but no known_hosts: add the line of the "
             "repository's host (ssh-keyscan shows it; compare it with what the host publishes)."
         )
-    folder = f"/run/saltern-key-{site}-{os.getpid()}"
-    os.mkdir(folder, mode=0o700)
+    folder = pathlib.Path(f"/run/saltern-key-{site}-{os.getpid()}")
+    folder.mkdir(mode=0o700)
     try:
         for name in ("deploy_key", "known_hosts"):
             descriptor = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -486,7 +488,7 @@ def _check_out(site, facts, sha, folder):
     command = ["clone", "--quiet", "--shared", "--no-checkout", paths["repo"], folder]
     _git(site, command, cwd=paths["releases"])
     _git(site, ["checkout", "--quiet", "--detach", sha], cwd=folder)
-    if os.path.exists(f"{folder}/.gitmodules"):
+    if pathlib.Path(folder, ".gitmodules").exists():
         # Relative addresses of submodules are meant from the real repository.
         _git(site, ["remote", "set-url", "origin", facts["repository"]], cwd=folder)
         with _credentials(site, facts["repository"]) as env:
@@ -502,12 +504,12 @@ def _check_out(site, facts, sha, folder):
 
 
 def _folder(facts, root, sha):
-    folder = os.path.normpath(os.path.join(root, facts["subdirectory"]))
+    folder = os.path.normpath(f"{root}/{facts['subdirectory']}")
     if not f"{folder}/".startswith(f"{root}/"):
         raise CommandExecutionError(
             f"sites.{facts['name']}.subdirectory leads out of the repository."
         )
-    if not os.path.exists(f"{folder}/manage.py"):
+    if not pathlib.Path(folder, "manage.py").exists():
         raise CommandExecutionError(
             f"The repository at {sha[:8]} has no manage.py in "
             f"{facts['subdirectory'] or 'its top folder'}: set sites.{facts['name']}.subdirectory."
@@ -546,16 +548,15 @@ def _requirements(facts, folder):
         name = os.path.normpath(left.pop(0))
         if name in found:
             continue
-        path = os.path.realpath(os.path.join(folder, name))
-        if not path.startswith(os.path.realpath(folder) + "/") or not os.path.isfile(path):
+        path = pathlib.Path(folder, name).resolve()
+        if not path.is_relative_to(pathlib.Path(folder).resolve()) or not path.is_file():
             raise CommandExecutionError(
                 f"The release has no {name}: name its requirement files in "
                 f"sites.{facts['name']}.requirements."
             )
-        with open(path, "rb") as file:
-            found[name] = file.read()
+        found[name] = path.read_bytes()
         included = _INCLUDED.findall(found[name].decode("utf-8", "replace"))
-        left += [os.path.join(os.path.dirname(name), other) for other in included]
+        left += [str(pathlib.PurePath(name).parent / other) for other in included]
     return found
 
 
@@ -587,13 +588,14 @@ def _install(site, facts, folder, where):
 
 def _installable(do, uv, name, where, python):
     """A requirement file that pip or uv installs from, made of what the site has."""
-    kind = os.path.basename(name)
+    kind = pathlib.PurePath(name).name
     if kind == "uv.lock":
         if not uv:
             raise CommandExecutionError("uv.lock needs uv on this host: it is not installed.")
         source = f"{where}/requirements.txt"
         command = [uv, "export", "--quiet", "--frozen", "--no-dev", "--no-emit-project"]
-        do([*command, "--directory", os.path.dirname(name) or ".", "-o", source], "Reading uv.lock")
+        command += ["--directory", str(pathlib.PurePath(name).parent), "-o", source]
+        do(command, "Reading uv.lock")
         return source
     if kind == "pyproject.toml" and not uv:
         source = f"{where}/requirements.txt"
@@ -616,7 +618,7 @@ with open(sys.argv[2], "w") as file:
 
 
 def _complete(virtualenv):
-    return os.path.exists(f"{virtualenv}/.complete")
+    return pathlib.Path(virtualenv, ".complete").exists()
 
 
 def _in_use(site, virtualenv):
@@ -640,7 +642,7 @@ def _notes(site):
 
 def _entries(folder):
     with contextlib.suppress(FileNotFoundError):
-        return sorted(os.listdir(folder))
+        return sorted(path.name for path in pathlib.Path(folder).iterdir())
     return []
 
 
@@ -654,8 +656,7 @@ def _sweep(site):
 
 def _remove(site, name, root):
     """First the note, so that half a release never counts as one."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{_notes(site)}/{name}.json")
+    pathlib.Path(_notes(site), f"{name}.json").unlink(missing_ok=True)
     shutil.rmtree(root, ignore_errors=True)
 
 
@@ -663,14 +664,14 @@ def _prune_static(served, kept):
     """Remove served files that no kept release has. Compressed twins go with their file."""
     for folder, _, names in os.walk(served):
         for name in names:
-            path = os.path.relpath(os.path.join(folder, name), served)
-            plain = path[:-3] if path.endswith((".gz", ".br")) else path
-            if not any(os.path.exists(f"{static}/{plain}") for static in kept):
-                os.unlink(f"{served}/{path}")
+            path = pathlib.Path(folder, name)
+            plain = path.with_suffix("") if path.suffix in (".gz", ".br") else path
+            if not any((static / plain.relative_to(served)).exists() for static in kept):
+                path.unlink()
 
 
 def _flush(folder):
-    """Write a folder's file system to the disk: a power cut doesn't empty what counts as complete."""
+    """Write a folder's file system to the disk: a power cut doesn't empty what is complete."""
     subprocess.run(["sync", "--file-system", folder], check=True)
 
 

@@ -63,7 +63,8 @@ def paths(name):
         The site's name. It needn't be in the pillar: a removed site's parts are found too.
 
     Returns a dictionary of absolute paths: ``root``, ``releases``, ``current``, ``repo``,
-    ``virtualenvs``, ``build``, ``deploy``, ``shared``, ``static``, ``media``, ``env_file``,
+    ``virtualenvs``, ``build``, ``deploy``, ``shared``, ``static``, ``pages``, ``media``,
+    ``env_file``,
     ``run``, ``control``, ``socket``.
 
     CLI Example:
@@ -85,6 +86,7 @@ def paths(name):
         "deploy": root / "deploy",
         "shared": root / "shared",
         "static": root / "shared" / "static",
+        "pages": root / "shared" / "pages",
         "media": root / "shared" / "media",
         "env_file": root / "shared" / ".env",
         "run": run,

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -23,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from salt.exceptions import CommandExecutionError
 
 SLOTS = ("a", "b")
-_VASSALS = "/etc/uwsgi/vassals"
+_VASSALS = pathlib.Path("/etc/uwsgi/vassals")
 _SITES = "/etc/uwsgi/sites"
 _TEMPLATE = "salt://uwsgi/files/vassal.ini"
 _WEB_GROUP = "www-data"
@@ -45,10 +46,9 @@ def live(site):
         salt 'app*' slots.live newsroom
     """
     try:
-        target = os.readlink(__salt__["sites.paths"](site)["socket"])
+        slot = pathlib.Path(__salt__["sites.paths"](site)["socket"]).readlink().stem
     except OSError:
         return None
-    slot = pathlib.PurePath(target).stem
     return slot if slot in SLOTS and release(site, slot) else None
 
 
@@ -70,7 +70,7 @@ def release(site, slot):
         salt 'app*' slots.release newsroom a
     """
     try:
-        text = pathlib.Path(_vassal(site, slot)).read_text(encoding="utf-8")
+        text = _vassal(site, slot).read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
     found = re.search(r"^# Release: (\S+)$", text, re.MULTILINE)
@@ -135,8 +135,7 @@ def start(site, slot, name):
     if slot == live(site):
         raise CommandExecutionError(f"Slot {slot} of {site} is live: it is not replaced.")
     stop(site, slot)
-    _write(_vassal(site, slot), _rendered(site, slot, name))
-    _wake_emperor()
+    _write_vassal(site, slot, name)
     try:
         return _until_well(site, slot, name)
     except BaseException:
@@ -163,7 +162,7 @@ def flip(site, slot):
     """
     before = live(site)
     paths = __salt__["sites.paths"](site)
-    _link(f"{paths['run']}/{slot}.sock", paths["socket"])
+    _link(f"{paths['run']}/{slot}.sock", pathlib.Path(paths["socket"]))
     return before
 
 
@@ -189,7 +188,7 @@ def stop(site, slot, patience=None):
     """
     if slot == live(site):
         raise CommandExecutionError(f"Slot {slot} of {site} is live: it is not stopped.")
-    if not os.path.exists(_vassal(site, slot)) and not _pid(site, slot):
+    if not _vassal(site, slot).exists() and not _pid(site, slot):
         return False
     if patience is None:
         patience = __salt__["settings.get"]("uwsgi")["harakiri"].s + 5
@@ -246,7 +245,8 @@ def wake(site, slot):
 
 def touch(site, slot, name):
     """
-    Let a slot reload into a release, gracefully and in place, after seeing that it loads.
+    Let a slot reload into a release, gracefully and in place: see with :func:`check` that it
+    loads, before.
 
     Requests wait while it loads, and a release that loads but isn't well is live until
     it is put back: for hosts without the memory for two slots at once.
@@ -259,7 +259,7 @@ def touch(site, slot, name):
         The release's name.
 
     Returns the number of good answers it gave. Raises ``CommandExecutionError`` if the release
-    doesn't load (nothing was changed then) or isn't well.
+    isn't well.
 
     CLI Example:
 
@@ -267,9 +267,7 @@ def touch(site, slot, name):
 
         salt 'app1' slots.touch newsroom a 20260102-030405-1a2b3c4d
     """
-    check(site, name)
-    _write(_vassal(site, slot), _rendered(site, slot, name))
-    _wake_emperor()
+    _write_vassal(site, slot, name)
     return _until_well(site, slot, name)
 
 
@@ -291,8 +289,8 @@ def check(site, name):
         salt 'app1' slots.check newsroom 20260102-030405-1a2b3c4d
     """
     paths = __salt__["sites.paths"](site)
-    path = f"{paths['deploy']}/check.ini"
-    _write(path, _rendered(site, "check", name))
+    path = pathlib.Path(paths["deploy"], "check.ini")
+    _write(path, _rendered(site, "check", name), __salt__["sites.user"](site))
     try:
         result = subprocess.run(
             ["uwsgi", "--ini", path, "--no-server"],
@@ -307,7 +305,7 @@ def check(site, name):
     except subprocess.TimeoutExpired:
         raise CommandExecutionError(f"{name} took more than {_limit(site)} s to load.") from None
     finally:
-        os.unlink(path)
+        path.unlink()
         _sweep(site, "check")
     if result.returncode:
         lines = __salt__["commands.redact"](site, result.stdout).rstrip().splitlines()
@@ -374,7 +372,7 @@ def idle(site, slot):
 
 
 def _vassal(site, slot):
-    return f"{_VASSALS}/{site}-{slot}.ini"
+    return _VASSALS / f"{site}-{slot}.ini"
 
 
 def _rendered(site, slot, name):
@@ -402,22 +400,29 @@ def _rendered(site, slot, name):
     )
 
 
-def _write(path, text):
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
+def _write_vassal(site, slot, name):
+    _write(_vassal(site, slot), _rendered(site, slot, name), __salt__["sites.user"](site))
+    _wake_emperor()
+
+
+def _write(path, text, group):
+    """Write a file that a group may read: a reload reads it with the site's own rights."""
+    beside = path.with_suffix(".new")
+    with open(beside, "w", encoding="utf-8") as file:
+        shutil.chown(file.fileno(), group=group)
         os.fchmod(file.fileno(), 0o640)
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(f"{path}.new", path)
+    beside.replace(path)
 
 
 def _link(target, path):
-    beside = f"{path}.new"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(beside)
-    os.symlink(target, beside)
-    os.replace(beside, path)
-    descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
+    beside = path.with_suffix(".new")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(target)
+    beside.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -427,8 +432,7 @@ def _link(target, path):
 def _remove(site, slot):
     """Take a slot's vassal away and wait until it has ended."""
     pid = _pid(site, slot)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(_vassal(site, slot))
+    _vassal(site, slot).unlink(missing_ok=True)
     _wake_emperor()
     deadline = time.monotonic() + 40
     while pid and _pid(site, slot) == pid:
@@ -636,7 +640,7 @@ def _alive(pid):
     """Whether a process is a uWSGI that runs: a number may have been given to another since."""
     try:
         status = pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-        program = os.readlink(f"/proc/{pid}/exe")
+        program = str(pathlib.Path(f"/proc/{pid}/exe").readlink())
     except OSError:
         return False
     return "uwsgi" in program and status.rpartition(")")[2].split()[0] != "Z"

@@ -84,7 +84,7 @@ def release(
         _release(farm, report, rev, options, _Policy(batch, canary, soak, drain, on_failure))
         report["result"] = True
         report["comment"] = f"{report['release']} is live on {len(farm.hosts)} hosts."
-    except _Stopped as stopped:
+    except _ShipError as stopped:
         report["comment"] = str(stopped)
     report["seconds"] = round(time.monotonic() - started, 2)
     report["retcode"] = 0 if report["result"] else 1
@@ -118,14 +118,14 @@ def rollback(site=None, environment=None, keep_migrations=False, timeout=600):
     try:
         farm.must(report, "rollback", farm.hosts, "deploy.rollback", **options)
         report.update(result=True, comment=f"{len(farm.hosts)} hosts went back.")
-    except _Stopped as stopped:
+    except _ShipError as stopped:
         report["comment"] = str(stopped)
     report["seconds"] = round(time.monotonic() - started, 2)
     report["retcode"] = 0 if report["result"] else 1
     return report
 
 
-class _Stopped(Exception):
+class _ShipError(Exception):
     """Why a ship ended before it was done."""
 
 
@@ -174,7 +174,7 @@ def _release(farm, report, rev, options, policy):
             farm.say(f"batch {number} of {len(groups)}: {', '.join(group)}")
             _go_live(farm, report, group, drain, options, live)
             _soak(farm, policy.soak if number < len(groups) else 0, list(live))
-        except _Stopped as stopped:
+        except _ShipError as stopped:
             _go_back(farm, report, policy, live, str(stopped))
 
 
@@ -202,24 +202,22 @@ def _soak(farm, seconds, hosts):
         ill = {host: found for host, found in returned.items() if found is not True}
         if ill:
             told = "; ".join(f"{host}: {found}" for host, found in sorted(ill.items()))
-            raise _Stopped(f"While watching, {told}")
+            raise _ShipError(f"While watching, {told}")
         time.sleep(min(2, max(0, end - time.monotonic())))
 
 
 def _go_back(farm, report, policy, live, why):
     if policy.on_failure == "stop" or not any(live.values()):
-        raise _Stopped(f"{why}\nLive with the new release: {', '.join(live) or 'no host'}.")
+        raise _ShipError(f"{why}\nLive with the new release: {', '.join(live) or 'no host'}.")
     back = [host for host, before in live.items() if before]
     for before in sorted({live[host] for host in back}):
         hosts = [host for host in back if live[host] == before]
-        returned = farm.run(
-            "rollback", hosts, "deploy.rollback", to=before, keep_migrations=True
-        )
+        returned = farm.run("rollback", hosts, "deploy.rollback", to=before, keep_migrations=True)
         report["hosts"].update(returned)
         failed = [host for host in hosts if not _well(returned[host])]
         if failed:
-            raise _Stopped(f"{why}\nGoing back failed on {', '.join(failed)}: look there.")
-    raise _Stopped(f"{why}\nWent back: {', '.join(back)}.")
+            raise _ShipError(f"{why}\nGoing back failed on {', '.join(failed)}: look there.")
+    raise _ShipError(f"{why}\nWent back: {', '.join(back)}.")
 
 
 def _well(returned):
@@ -274,7 +272,7 @@ class _Farm:
                 f"{host}: {found['comment'] if isinstance(found, dict) else found}"
                 for host, found in sorted(failed.items())
             )
-            raise _Stopped(f"{step} failed on {len(failed)} of {len(returned)} hosts.\n"
+            raise _ShipError(f"{step} failed on {len(failed)} of {len(returned)} hosts.\n"
                            + "\n".join(told))  # fmt: skip
 
     def drain(self, group):
@@ -323,9 +321,7 @@ class _Farm:
             if silent:
                 at_work = self._at_work(silent, jid)
                 heard.update(dict.fromkeys(at_work, now))
-                returned.update(
-                    {h: "It doesn't answer." for h in silent if h not in at_work}
-                )
+                returned.update({h: "It doesn't answer." for h in silent if h not in at_work})
             if now > deadline:
                 for host in set(hosts) - set(returned):
                     returned[host] = f"It didn't finish within {self.timeout} s."
@@ -421,7 +417,8 @@ class _Display:
         self.phases.pop(host, None)
         said = str(found["comment"]).splitlines()[:1]
         failed = "" if found["state"] == "done" else "FAILED "
-        self.line(f"{host:12} {found['phase']:10} {found['seconds']:6.2f} s  {failed}{''.join(said)}")
+        took = f"{found['seconds']:6.2f} s"
+        self.line(f"{host:12} {found['phase']:10} {took}  {failed}{''.join(said)}")
 
     def done(self, step, host, returned):
         self.phases.pop(host, None)

@@ -72,6 +72,7 @@ django/{{ name }}/folders:
       - {{ paths.repo }}
       - {{ paths.virtualenvs }}
       - {{ paths.static }}
+      - {{ paths.pages }}
     - user: {{ builder }}
     - group: {{ user }}
     - mode: '0755'

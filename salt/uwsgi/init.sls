@@ -11,7 +11,7 @@ uwsgi/folders:
       - /etc/uwsgi
       - /etc/uwsgi/sites
       - /etc/uwsgi/vassals
-    - mode: '0750'
+    - mode: '0755'
 
 uwsgi/run:
   file.managed:
@@ -62,6 +62,8 @@ uwsgi/{{ name }}/config:
     - template: jinja
     - context:
         name: {{ name }}
+    # A reload reads it again, without root's rights.
+    - group: {{ salt['sites.user'](name) }}
     - mode: '0640'
     - check_cmd: uwsgi --strict --no-server --ini
     - require:

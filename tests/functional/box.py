@@ -38,9 +38,9 @@ class Box:
         self.folder = pathlib.Path(folder)
         self.minion = minion
         self._write_configuration(pillar)
+        apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._process = subprocess.Popen(
-            ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-            + ["bash", "-c", _SETUP],
+            [*apart, "bash", "-c", _SETUP],
             cwd=self.folder,
             stdout=subprocess.PIPE,
             text=True,
@@ -110,7 +110,8 @@ class Box:
         What a function returned. ``fails`` says that its exit code is to be other than 0.
         """
         done = self.run(*self.salt(function, *arguments, **named), check=False)
-        assert (done.returncode != 0) == fails, f"exit {done.returncode}\n{done.stdout}{done.stderr}"
+        told = f"exit {done.returncode}\n{done.stdout}{done.stderr}"
+        assert (done.returncode != 0) == fails, told
         try:
             return json.loads(done.stdout)["local"]
         except ValueError:

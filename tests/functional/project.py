@@ -19,10 +19,15 @@ FILES = {
         ALLOWED_HOSTS = os.environ["ALLOWED_HOSTS"].split(",")
         ROOT_URLCONF = "tiny.urls"
         INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.staticfiles", "things"]
-        DATABASES = {"default": {
-            "ENGINE": "django.db.backends.sqlite3",
-            "NAME": os.environ["DATABASE_URL"],
-        }}
+        def database(url):
+            if url.startswith("/"):
+                return {"ENGINE": "django.db.backends.sqlite3", "NAME": url}
+            from urllib.parse import urlsplit
+            parts = urlsplit(url)
+            return {"ENGINE": "django.db.backends.postgresql", "NAME": parts.path[1:],
+                    "USER": parts.username, "PASSWORD": parts.password,
+                    "HOST": parts.hostname, "PORT": parts.port}
+        DATABASES = {"default": database(os.environ["DATABASE_URL"])}
         STATIC_URL, STATIC_ROOT = "/static/", os.environ["STATIC_ROOT"]
         STORAGES = {"staticfiles": {
             "BACKEND": "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"}}
@@ -94,3 +99,7 @@ class Project:
         self.git("add", "--all")
         self.git("commit", "--quiet", "--allow-empty", f"--message=Version {version}")
         return self.git("rev-parse", "HEAD")
+
+    def forget(self, name):
+        """Leave a file out of the commits that follow, if it is there."""
+        (self.folder / name).unlink(missing_ok=True)

@@ -39,7 +39,21 @@ PACKAGES = {
         "uwsgi-plugin-python3",
         "varnish",
     ],
-    "functional": ["git", "uwsgi-core", "uwsgi-plugin-python3"],
+    # A ship into a box with the machine's own programs, and what the django state asks for.
+    "functional": [
+        "brotli",
+        "gcc",
+        "git",
+        "iproute2",
+        "libnginx-mod-http-brotli-static",
+        "libpq-dev",
+        "nginx-light",
+        "postgresql",
+        "python3-dev",
+        "python3-venv",
+        "uwsgi-core",
+        "uwsgi-plugin-python3",
+    ],
     "farm": [],
 }
 FREE_DISK_GIB = 6

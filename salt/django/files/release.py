@@ -21,9 +21,11 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 COMPRESSIBLE = (
-    ".css .js .mjs .json .svg .txt .xml .html .map .ico .ttf .otf .eot .wasm .webmanifest".split()
+    *(".css", ".js", ".mjs", ".json", ".map", ".wasm", ".webmanifest"),
+    *(".html", ".txt", ".xml", ".svg", ".ico", ".ttf", ".otf", ".eot"),
 )
 # Smaller answers don't gain from compression.
 SMALLEST = 512
@@ -42,9 +44,13 @@ DESTRUCTIVE_SQL = re.compile(
 )
 # The table that tells the other hosts of the farm that a release's migration failed.
 FAILURES = "saltern_failed_migration"
+FAILURES_OF_RELEASE = (
+    "SELECT host, at, message FROM saltern_failed_migration WHERE release_name = %s"
+)
+FAILURES_OF_RUN = "SELECT host, at, message FROM saltern_failed_migration WHERE run = %s"
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """Something that the operator must know; printed as it is."""
 
 
@@ -69,9 +75,10 @@ def prepare(options):
     print(warnings.getvalue())
     result = {"warnings": len(re.findall(r"^\?|^\S+: \(", warnings.getvalue(), re.MULTILINE))}
     result.update(static_files(options))
+    result["pages"] = flat_pages(options["pages"])
     try:
         result.update(pending(options))
-    except Exception as error:  # the migrate phase asks again, and says what is wrong
+    except Exception as error:  # noqa: BLE001 - the migrate phase asks again and says it
         print(f"Pending migrations are not known yet: {error}")
     return result
 
@@ -84,60 +91,74 @@ def static_files(options):
 
     if not apps.is_installed("django.contrib.staticfiles"):
         return {"static": 0, "published": 0}
-    own, served = options["static"], options["served"]
     os.umask(0o022)
     call_command("collectstatic", interactive=False, verbosity=0)
-    if not served:
+    if not options["served"]:
         return {"static": 0, "published": 0}
-    if not os.path.isdir(own):
-        raise Refusal(
+    own, served = Path(options["static"]), Path(options["served"])
+    if not own.is_dir():
+        raise RefusalError(
             f"collectstatic wrote to STATIC_ROOT={settings.STATIC_ROOT}: let the site's settings "
             f"take STATIC_ROOT from the environment, or set static_url: '' in sites.yaml if its "
             f"storage serves them elsewhere."
         )
-    files = [
-        os.path.relpath(os.path.join(folder, name), own)
-        for folder, _, names in os.walk(own)
-        for name in names
-    ]
-    published = sum(publish(own, served, name, options["mtime"]) for name in sorted(files))
-    return {"static": len(files), "published": published}
+    files = sorted(path for path in own.rglob("*") if path.is_file())
+    published = [publish(path, served / path.relative_to(own), options["mtime"]) for path in files]
+    return {"static": len(files), "published": sum(published)}
 
 
-def publish(own, served, name, mtime):
-    """Put a file, and its compressed twin, where it is served; says whether that was needed."""
-    source, target = os.path.join(own, name), os.path.join(served, name)
-    if os.path.exists(target) and filecmp.cmp(source, target, shallow=False):
+def flat_pages(folder):
+    """Write the site's own error pages for nginx, which shows them when the site can't answer."""
+    from django.template import TemplateDoesNotExist
+    from django.template.loader import render_to_string
+
+    written = []
+    for status in (404, 500, 503):
+        try:
+            page = render_to_string(f"{status}.html")
+        except TemplateDoesNotExist:
+            continue
+        except Exception as error:  # noqa: BLE001 - a page that needs a request isn't flat
+            print(f"{status}.html can't be rendered on its own: {error}")
+            continue
+        put(Path(folder, f"{status}.html"), page.encode())
+        written.append(status)
+    return written
+
+
+def publish(source, target, mtime):
+    """Put a file, and its compressed twins, where it is served; says whether that was needed."""
+    if target.exists() and filecmp.cmp(source, target, shallow=False):
         return False
-    os.makedirs(os.path.dirname(target), exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     # The same time on every host, so that the answers' validators agree.
     os.utime(source, (mtime, mtime))
-    compress(source, target, mtime)
-    beside = f"{target}.new-{os.getpid()}"
-    try:
-        os.link(source, beside)
-    except OSError:
-        shutil.copy2(source, beside)
-    os.replace(beside, target)
+    data = source.read_bytes()
+    for suffix, packed in compressed(source, data).items():
+        put(target.with_name(target.name + suffix), packed, mtime)
+    put(target, data, mtime)
     return True
 
 
-def compress(source, target, mtime):
-    """Write the twins that nginx serves instead: gzip, and brotli where the host has it."""
-    if os.path.splitext(source)[1] not in COMPRESSIBLE or os.path.getsize(source) < SMALLEST:
-        return
-    with open(source, "rb") as file:
-        data = file.read()
-    twins = {"gz": gzip.compress(data, 9, mtime=0)}
+def compressed(source, data):
+    """What nginx serves instead: gzip, and brotli where the host has it; by the name's ending."""
+    if source.suffix not in COMPRESSIBLE or len(data) < SMALLEST:
+        return {}
+    twins = {".gz": gzip.compress(data, 9, mtime=0)}
     if shutil.which("brotli"):
-        command = ["brotli", "--stdout", "--best", source]
-        twins["br"] = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-    for suffix, packed in twins.items():
-        beside = f"{target}.{suffix}.new-{os.getpid()}"
-        with open(beside, "wb") as file:
-            file.write(packed)
+        command = ["brotli", "--stdout", "--best", str(source)]
+        twins[".br"] = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    return twins
+
+
+def put(target, data, mtime=None):
+    """Write a file that is read by others at the same time."""
+    beside = target.with_name(f"{target.name}.new-{os.getpid()}")
+    beside.write_bytes(data)
+    beside.chmod(0o644)
+    if mtime:
         os.utime(beside, (mtime, mtime))
-        os.replace(beside, f"{target}.{suffix}")
+    beside.replace(target)
 
 
 # --- migrations
@@ -152,7 +173,7 @@ def pending(options):
     executor.loader.check_consistent_history(connection)
     conflicts = executor.loader.detect_conflicts()
     if conflicts:
-        raise Refusal(
+        raise RefusalError(
             "Conflicting migrations (merge them with makemigrations --merge): "
             + "; ".join(f"{app}: {', '.join(names)}" for app, names in conflicts.items())
         )
@@ -255,7 +276,7 @@ def wait_for_lock(holder, options):
             print("Another host migrates this database: waiting for it.", flush=True)
             told = True
         if time.monotonic() - started > options["wait"]:
-            raise Refusal(
+            raise RefusalError(
                 f"Another host has been migrating this database for more than {options['wait']} s."
             )
         time.sleep(0.1)
@@ -275,7 +296,7 @@ def try_lock(holder):
         elif holder.vendor == "mysql":
             cursor.execute("SELECT GET_LOCK(%s, 0)", [digest.hex()[:60]])
         else:
-            raise Refusal(f"Migrating a {holder.vendor} database from several hosts isn't safe.")
+            raise RefusalError(f"Several hosts can't migrate a {holder.vendor} database safely.")
         return bool(cursor.fetchone()[0])
 
 
@@ -301,7 +322,7 @@ def passing(error):
 def refuse_dangers(todo, options):
     dangers = [f"{m['name']}: {danger}" for m in todo for danger in m["dangers"]]
     if dangers and not options["allow_destructive"]:
-        raise Refusal(
+        raise RefusalError(
             "These migrations drop or rewrite what the running release may still use:\n  "
             + "\n  ".join(dangers)
             + "\nShip with allow_destructive=True if that is meant."
@@ -310,16 +331,16 @@ def refuse_dangers(todo, options):
 
 def refuse_failed(holder, options):
     """Don't run again what failed: for this release, or with force in this very run."""
-    condition, value = "release_name = %s", options["release"]
+    question, value = FAILURES_OF_RELEASE, options["release"]
     if options["force"]:
-        condition, value = "run = %s", options["run"]
+        question, value = FAILURES_OF_RUN, options["run"]
     with holder.cursor() as cursor:
         if FAILURES not in holder.introspection.table_names(cursor):
             return
-        cursor.execute(f"SELECT host, at, message FROM {FAILURES} WHERE {condition}", [value])
+        cursor.execute(question, [value])
         row = cursor.fetchone()
     if row:
-        raise Refusal(
+        raise RefusalError(
             f"The migration of this release failed on {row[0]} at {row[1]}: {row[2]}\n"
             "Ship a release that mends it, or this one again with force=True."
         )
@@ -328,12 +349,12 @@ def refuse_failed(holder, options):
 def note_failure(holder, options, error):
     with holder.cursor() as cursor:
         cursor.execute(
-            f"CREATE TABLE IF NOT EXISTS {FAILURES} "
+            "CREATE TABLE IF NOT EXISTS saltern_failed_migration "
             "(release_name varchar(200), run varchar(64), host varchar(255), at varchar(32), "
             "message varchar(1000))"
         )
         cursor.execute(
-            f"INSERT INTO {FAILURES} VALUES (%s, %s, %s, %s, %s)",
+            "INSERT INTO saltern_failed_migration VALUES (%s, %s, %s, %s, %s)",
             [
                 options["release"],
                 options["run"],
@@ -347,11 +368,14 @@ def note_failure(holder, options, error):
 def forget_failure(holder, options):
     with holder.cursor() as cursor:
         if FAILURES in holder.introspection.table_names(cursor):
-            cursor.execute(f"DELETE FROM {FAILURES} WHERE release_name = %s", [options["release"]])
+            cursor.execute(
+                "DELETE FROM saltern_failed_migration WHERE release_name = %s",
+                [options["release"]],
+            )
 
 
 if __name__ == "__main__":
     try:
         main()
-    except Refusal as refusal:
+    except RefusalError as refusal:
         sys.exit(f"{refusal}")

@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""
+Ship again and again under load, and say what the visitors noticed.
+
+    sudo python3 tests/bench/ship.py --ships 20 --strategy slots
+
+Works on a lab that is up (``--name`` as for ``./lab``) and ships its example site: each ship brings
+another commit with a migration of its own, every second one other dependencies. Meanwhile an
+open-loop client asks through the balancer, a mix of cached and uncached pages, forms, uploads and
+requests of 5 s. Prints a table; the exit code is 1 if a request failed or an answer was wrong.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.lab import farm, network  # noqa: E402 - the checkout is on the path now
+
+COMMIT = """
+set -e
+export GIT_DIR=/srv/git/newsroom.git GIT_INDEX_FILE=$(mktemp -u)
+git() { command git -c user.name=bench -c user.email=bench@localhost "$@"; }
+git read-tree main
+base=$(git show main:requirements.txt)
+put() { git update-index --add --cacheinfo 100644,"$(git hash-object -w --stdin)",$1; }
+[ $(($1 % 2)) = 0 ] || printf '%s\\niniconfig==2.0.0\\n' "$base" | put requirements.txt
+for n in $(seq 1 $1); do
+    before=$(printf 'bench_%04d' $((n - 1)))
+    [ $n -gt 1 ] || before=$2
+    put articles/migrations/$(printf 'bench_%04d' $n).py <<END
+from django.db import migrations
+class Migration(migrations.Migration):
+    dependencies = [("articles", "$before")]
+    operations = [migrations.RunSQL("CREATE TABLE IF NOT EXISTS bench_$n (n int)")]
+END
+done
+rm -f /tmp/bench-parent
+commit=$(git commit-tree "$(git write-tree)" -p main -m "Bench $1")
+git update-ref refs/heads/bench-$1 $commit
+rm -f "$GIT_INDEX_FILE"
+echo $commit
+"""
+
+
+class Bench:
+    """One run on a lab."""
+
+    def __init__(self, options):
+        self.options = options
+        self.lab = farm.Lab(options.name, ROOT)
+        self.master = self.lab.hosts["master"]
+        self.ships = []
+
+    def run(self):
+        print(f"{self.options.ships} ships, strategy {self.options.strategy}, "
+              f"{self.options.rate:g} requests/s", flush=True)  # fmt: skip
+        leaf = self.master_run(
+            "sh", "-c", "git --git-dir=/srv/git/newsroom.git ls-tree --name-only main "
+            "articles/migrations/ | sed -n 's,.*/\\([0-9].*\\)\\.py$,\\1,p' | tail -n1",
+        ).strip()  # fmt: skip
+        with tempfile.NamedTemporaryFile("w+") as answers:
+            client = self.client(answers)
+            self.started = time.monotonic()
+            time.sleep(5)
+            try:
+                for number in range(1, self.options.ships + 1):
+                    self.ship(number, leaf)
+                time.sleep(5)
+            finally:
+                client.terminate()
+                client.wait()
+            answers.seek(0)
+            found = [json.loads(line) for line in answers if line.endswith("}\n")]
+        return self.report(found)
+
+    def master_run(self, *command):
+        return self.master.run(*command).stdout
+
+    def client(self, answers):
+        balancer = next(h for h in self.lab.hosts.values() if "loadbalancer" in h.roles)
+        command = [sys.executable, "-u", str(ROOT / "tests/bench/open_loop.py")]
+        command += ["--address", balancer.address, "--host", self.options.site]
+        command += ["--rate", str(self.options.rate), "--seconds", "36000"]
+        return subprocess.Popen(network.on_hub(self.lab.name, command), stdout=answers)
+
+    def ship(self, number, leaf):
+        commit = self.master_run("sh", "-c", COMMIT, "bench", str(number), leaf).strip()
+        began = time.monotonic() - self.started
+        told = json.loads(self.master_run(
+            "salt", "--out=json", "--static", "--timeout=60", self.options.target,
+            "deploy.ship", f"rev={commit}", f"strategy={self.options.strategy}",
+        ))  # fmt: skip
+        ended = time.monotonic() - self.started
+        wrong = {h: r for h, r in told.items() if not isinstance(r, dict) or not r["result"]}
+        if wrong or not told:
+            sys.exit(f"ship {number} failed: {json.dumps(wrong, indent=1)}")
+        release = {report["release"] for report in told.values()}.pop()
+        phases = [(e["phase"], e["seconds"]) for r in told.values() for e in r["phases"]]
+        self.ships.append({"began": began, "ended": ended, "release": release, "phases": phases})
+        print(f"  {number:3} {release} {ended - began:6.1f} s", flush=True)
+        time.sleep(self.options.pause)
+
+    def report(self, found):
+        failed = [f for f in found if "error" in f]
+        stale = [f for ship, following in zip(self.ships, [*self.ships[1:], None], strict=True)
+                 for f in found
+                 if f["kind"] in ("uncached", "post") and "error" not in f
+                 and f["due"] > ship["ended"] + 0.1
+                 and (not following or f["due"] + f["seconds"] < following["began"])
+                 and f.get("release") != ship["release"]]  # fmt: skip
+        inside, outside = [], []
+        for one in found:
+            if one["kind"] != "slow":
+                near = any(s["began"] <= one["due"] <= s["ended"] for s in self.ships)
+                (inside if near else outside).append(one["seconds"])
+        print(f"\n| | during ships | between them |\n|---|---|---|\n"
+              f"| requests | {len(inside)} | {len(outside)} |\n"
+              f"| median, ms | {ms(inside, 50)} | {ms(outside, 50)} |\n"
+              f"| p99, ms | {ms(inside, 99)} | {ms(outside, 99)} |\n"
+              f"| slowest, ms | {ms(inside, 100)} | {ms(outside, 100)} |")  # fmt: skip
+        print(f"\nrequests: {len(found)}, failed: {len(failed)}, "
+              f"from an older release after a ship: {len(stale)}")  # fmt: skip
+        for one in failed[:10] + stale[:10]:
+            print("  ", json.dumps(one))
+        seconds = [s["ended"] - s["began"] for s in self.ships]
+        print(f"ship: median {statistics.median(seconds):.1f} s, slowest {max(seconds):.1f} s")
+        names = dict.fromkeys(name for s in self.ships for name, _ in s["phases"])
+        for name in names:
+            each = [took for s in self.ships for phase, took in s["phases"] if phase == name]
+            print(f"  {name:10} {statistics.median(each):6.2f} s")
+        return 1 if failed or stale else 0
+
+
+def ms(seconds, percent):
+    if not seconds:
+        return "-"
+    ordered = sorted(seconds)
+    return f"{1000 * ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]:.0f}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--name", default=farm.DEFAULT_NAME, help="which lab")
+    parser.add_argument("--ships", type=int, default=20)
+    parser.add_argument("--strategy", default="slots", choices=["slots", "touch"])
+    parser.add_argument("--rate", type=float, default=200, help="requests a second")
+    parser.add_argument("--pause", type=float, default=3, help="seconds between ships")
+    parser.add_argument("--site", default="newsroom.lab", help="the site's name for visitors")
+    parser.add_argument("--target", default="app*", help="the hosts that ship")
+    sys.exit(Bench(parser.parse_args()).run())

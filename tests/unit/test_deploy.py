@@ -1,0 +1,131 @@
+"""What of shipping is pure: revisions, the order of rollbacks, requirements, batches."""
+
+import importlib.util
+import pathlib
+
+import deploy
+import pytest
+import release
+from salt.exceptions import CommandExecutionError, SaltRunnerError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(f"tested_{pathlib.Path(path).stem}", ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+runner = load("_runners/ship.py")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("main", "main"), (1234567, "1234567"), ("1.10", "1.10"), ("a/b", "a/b")]
+)
+def test_a_revision_is_text(typed, meant):
+    assert deploy._revision("site", typed) == meant
+
+
+@pytest.mark.parametrize("typed", [1.1, True, "", "--upload-pack=x", "a b", "main~1", "a..b\n"])
+def test_what_can_not_be_a_revision_is_refused(typed):
+    with pytest.raises(CommandExecutionError):
+        deploy._revision("site", typed)
+
+
+def entry(action, to, result=True):
+    return {"action": action, "to": to, "result": result}
+
+
+def test_a_rollback_goes_to_what_was_live_before():
+    entries = [entry("ship", "a"), entry("ship", "b"), entry("ship", "bad", result=False)]
+    assert deploy._stacked(entries) == ["a", "b"]
+    entries += [entry("prepare", None), entry("ship", "c"), entry("reload", "c")]
+    assert deploy._stacked(entries) == ["a", "b", "c"]
+    entries.append(entry("rollback", "b"))
+    assert deploy._stacked(entries) == ["a", "b"]
+    entries.append(entry("rollback", "a"))
+    assert deploy._stacked(entries) == ["a"]
+    entries.append(entry("ship", "c"))
+    assert deploy._stacked(entries) == ["a", "c"]
+    entries.append(entry("ship", "a"))
+    assert deploy._stacked(entries) == ["c", "a"]
+
+
+def test_a_rollback_to_a_named_release_that_was_never_live_is_on_top():
+    entries = [entry("ship", "a"), entry("ship", "b"), entry("rollback", "prepared")]
+    assert deploy._stacked(entries) == ["a", "b", "prepared"]
+
+
+def test_requirements_with_all_that_they_include(tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "requirements.txt").write_text("-r more/base.txt\n-c limits.txt\ndjango\n")
+    (tmp_path / "more/base.txt").write_text("--requirement=deep.txt\n")
+    (tmp_path / "more/deep.txt").write_text("celery\n")
+    (tmp_path / "limits.txt").write_text("django<6\n")
+    facts = {"name": "x", "requirements": ["requirements.txt"]}
+    found = release._requirements(facts, str(tmp_path))
+    assert sorted(found) == ["limits.txt", "more/base.txt", "more/deep.txt", "requirements.txt"]
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "../outside.txt", "link.txt"])
+def test_requirements_stay_inside_the_release(tmp_path, name):
+    (tmp_path / "outside.txt").write_text("secret")
+    inside = tmp_path / "release"
+    inside.mkdir()
+    (inside / "link.txt").symlink_to("../outside.txt")
+    with pytest.raises(CommandExecutionError, match="has no"):
+        release._requirements({"name": "x", "requirements": [name]}, str(inside))
+
+
+@pytest.mark.parametrize(
+    ("line", "local"),
+    [
+        ("django==5.2", False),
+        ("-e .", True),
+        ("./vendor/thing", True),
+        ("thing @ file:///opt/thing", True),
+        ("thing @ https://example.com/a.zip", False),
+        ("../thing", True),
+        ("--index-url https://example.com", False),
+    ],
+)
+def test_what_is_installed_from_the_release_itself_is_recognised(line, local):
+    assert bool(release._LOCAL.search(f"six\n{line}\n".encode())) is local
+
+
+@pytest.mark.parametrize("outside", ["..", "/etc", "a/../.."])
+def test_the_subdirectory_stays_inside(tmp_path, outside):
+    with pytest.raises(CommandExecutionError, match="leads out"):
+        release._folder({"name": "x", "subdirectory": outside}, str(tmp_path / "r"), "0" * 40)
+
+
+HOSTS = ["app1", "app2", "app3", "app4", "app5"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "canary", "groups"),
+    [
+        (None, True, [1, 1, 1, 1, 1]),
+        (2, True, [1, 2, 2]),
+        ("50%", True, [1, 2, 2]),
+        ("100%", False, [5]),
+        (99, False, [5]),
+        ("1%", False, [1, 1, 1, 1, 1]),
+    ],
+)
+def test_batches_hold_every_host_once(batch, canary, groups):
+    found = runner._Policy(batch, canary, 0, False, "stop").batches(HOSTS)
+    assert [len(group) for group in found] == groups
+    assert [host for group in found for host in group] == HOSTS
+
+
+def test_one_host_is_its_own_canary():
+    assert runner._Policy(None, True, 0, False, "stop").batches(["app1"]) == [["app1"]]
+
+
+@pytest.mark.parametrize("batch", ["", "x", 0, "-1", "0%"])
+def test_a_batch_is_a_number_or_a_percentage(batch):
+    with pytest.raises(SaltRunnerError):
+        runner._size(batch, 5)
