@@ -182,6 +182,27 @@ def check():
     return {**found, "warnings": warnings} if warnings else found
 
 
+def refusal():
+    """
+    Why this host can't be set up, if it can't: no inventory lists it, or its settings are wrong.
+
+    The top file asks this first, so that ``state.apply`` fails with this and does nothing.
+
+    Returns a text, or ``None`` if all is well.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' settings.refusal
+    """
+    try:
+        _sound()
+    except CommandExecutionError as error:
+        return str(error)
+    return None
+
+
 def _line(value, *notes):
     return " | ".join([_shown(value), *(note for note in notes if note)])
 
