@@ -30,10 +30,16 @@ PACKAGES = {
     # The daemons whose own check decides whether a rendered configuration is right.
     "render": [
         "haproxy",
+        "keepalived",
+        "memcached",
         "nftables",
         "nginx-light",
+        "nutcracker",
         "openssh-server",
+        "pgbouncer",
         "postgresql",
+        "redis-server",
+        "ssl-cert",
         "sudo",
         "uwsgi-core",
         "uwsgi-plugin-python3",
@@ -124,13 +130,13 @@ def python_version():
 def provide(*purposes):
     """Name and install the packages of these purposes that aren't on the machine yet."""
     wanted = dict.fromkeys(name for purpose in purposes for name in PACKAGES[purpose])
-    lacking = _missing(list(wanted))
+    lacking = missing(list(wanted))
     if lacking:
         with output.step(f"installing {', '.join(lacking)}"):
             _install(lacking)
 
 
-def _missing(packages):
+def missing(packages):
     if not packages:
         return []
     form = "${Package} ${db:Status-Status}\n"

@@ -16,6 +16,7 @@ def pytest_generate_tests(metafunc):
 
 def none(problems):
     """Fail with these sentences, if there are any, and nothing else."""
+    problems = list(problems)
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)
 

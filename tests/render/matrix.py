@@ -11,7 +11,7 @@ import functools
 import salt.loader
 import yaml
 
-from tests.render import tree
+from tests.render import sandbox, tree
 
 M, G = 1 << 20, 1 << 30
 
@@ -134,6 +134,8 @@ def grains(farm, host, size, system):
         "init": "systemd",
         "ipv4": ["127.0.0.1", address],
         "fqdn_ip4": [address],
+        "ip_interfaces": {"lo": ["127.0.0.1"], sandbox.INTERFACE: [address]},
+        "ip4_interfaces": {"lo": ["127.0.0.1"], sandbox.INTERFACE: [address]},
         "mem_total": ram // M,
         "num_cpus": cores,
         "hardware": {

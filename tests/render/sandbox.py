@@ -20,6 +20,7 @@ import time
 SCRATCH = pathlib.Path("/mnt")
 # The machine's folders that rendered files and the checks may write to.
 OVERLAID = ("etc", "run", "srv", "tmp", "usr/local", "var")
+INTERFACE = "eth0"
 LIMIT = 30  # seconds that a check may take
 
 
@@ -68,9 +69,15 @@ def _overlay():
 
 
 def _network(address):
-    """The loopback interface has the host's address, so that daemons can bind to it."""
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    subprocess.run(["ip", "address", "add", f"{address}/24", "dev", "lo"], check=True)
+    """An interface with the host's address, so that daemons can bind to it. It leads nowhere."""
+    for command in (
+        "ip link set lo up",
+        f"ip link add {INTERFACE} type veth peer name nowhere",
+        f"ip address add {address}/24 dev {INTERFACE}",
+        f"ip link set {INTERFACE} up",
+        "ip link set nowhere up",
+    ):
+        subprocess.run(command.split(), check=True)
 
 
 def _user(name):

@@ -13,15 +13,12 @@ import shutil
 import tempfile
 
 import jinja2
-import salt._logging.impl
 import salt.config
 import salt.pillar
 import salt.state
 import yaml
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-salt._logging.impl.shutdown_temp_handler()  # it would write to a closed file at exit
 
 
 @functools.cache
