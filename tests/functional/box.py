@@ -110,7 +110,9 @@ class Box:
         What a function returned. ``fails`` says that its exit code is to be other than 0.
         """
         done = self.run(*self.salt(function, *arguments, **named), check=False)
-        assert (done.returncode != 0) == fails, f"exit {done.returncode}\n{done.stdout}{done.stderr}"
+        assert (done.returncode != 0) == fails, (
+            f"exit {done.returncode}\n{done.stdout}{done.stderr}"
+        )
         try:
             return json.loads(done.stdout)["local"]
         except ValueError:

@@ -31,6 +31,7 @@ PACKAGES = {
     "render": [
         "haproxy",
         "nftables",
+        "libnginx-mod-http-brotli-static",
         "nginx-light",
         "openssh-server",
         "postgresql",
@@ -39,7 +40,17 @@ PACKAGES = {
         "uwsgi-plugin-python3",
         "varnish",
     ],
-    "functional": ["git", "uwsgi-core", "uwsgi-plugin-python3"],
+    # Pebble is an ACME server that certificates are fetched from.
+    "functional": [
+        "acme-tiny",
+        "git",
+        "haproxy",
+        "openssl",
+        "pebble",
+        "uwsgi-core",
+        "uwsgi-plugin-python3",
+        "varnish",
+    ],
     "farm": [],
 }
 FREE_DISK_GIB = 6
