@@ -260,6 +260,8 @@ class Road:
     def _certificate(self):
         certificates = self.folder / "certificates"
         certificates.mkdir(exist_ok=True)
+        if any(certificates.iterdir()):
+            return
         key, certificate = self.folder / "key", self.folder / "crt"
         subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",

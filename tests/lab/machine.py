@@ -33,6 +33,7 @@ PACKAGES = {
         "keepalived",
         "memcached",
         "nftables",
+        "libnginx-mod-http-brotli-static",
         "nginx-light",
         "nutcracker",
         "openssh-server",
@@ -45,20 +46,26 @@ PACKAGES = {
         "uwsgi-plugin-python3",
         "varnish",
     ],
-    # A ship into a box with the machine's own programs, and what the django state asks for.
+    # Ships and the road of a request in a box with the machine's own programs; Pebble is an ACME
+    # server that certificates are fetched from.
     "functional": [
+        "acme-tiny",
         "brotli",
         "gcc",
         "git",
+        "haproxy",
         "iproute2",
         "libnginx-mod-http-brotli-static",
         "libpq-dev",
         "nginx-light",
+        "openssl",
+        "pebble",
         "postgresql",
         "python3-dev",
         "python3-venv",
         "uwsgi-core",
         "uwsgi-plugin-python3",
+        "varnish",
     ],
     "farm": [],
 }
