@@ -110,7 +110,7 @@ def restore(database=None, table=None, time=None, force=False):
 
     On the backup host, one database, or one table of it: it is restored into a scratch place and
     copied into the running server. A table that is gone comes back where it was; one that is there
-    is put into the schema ``restored`` beside it, a database beside the live one, as
+    is put into a schema ``restored_<time>`` beside it, a database beside the live one, as
     ``<database>_restored_<time>``. Nothing that lives is overwritten.
 
     On the database host that takes writes, without ``database``: the whole cluster goes back, and
@@ -220,6 +220,9 @@ def _whole(moment, force):
     if writers:
         raise CommandExecutionError(f"{writers[0]} takes the writes: restore there.")
     began = clock.monotonic()
+    if __salt__["database.status"]()["state"] == "primary":
+        # A time is only reached where a later transaction shows that it has passed.
+        __salt__["database.execute"]("SELECT txid_current()")
     for unit in ("pgbouncer", here.unit):
         _systemctl("stop", unit)
     command = ["pgbackrest", "--stanza=farm", "--delta", "restore"]
@@ -229,8 +232,11 @@ def _whole(moment, force):
     _systemctl("start", here.unit)
     deadline = clock.monotonic() + 3600
     while __salt__["database.status"]().get("state") != "primary":
-        if clock.monotonic() > deadline:
-            raise CommandExecutionError("The restored server didn't open within an hour.")
+        if not __salt__["service.status"](here.unit) or clock.monotonic() > deadline:
+            raise CommandExecutionError(
+                "The restored server doesn't open, and clients are kept out. Why: tail "
+                f"/var/log/postgresql/postgresql-{here.version}-{here.name}.log"
+            )
         clock.sleep(0.5)
     _systemctl("start", "pgbouncer")
     return {

@@ -329,22 +329,16 @@ def clone(replace=False):
     here.data.parent.mkdir(parents=True, exist_ok=True)
     shutil.chown(here.data.parent, OWNER, OWNER)
     began = time.monotonic()
-    reserve_slot(new["address"])
-    _run(
-        [
-            here.programs / "pg_basebackup",
-            f"--pgdata={copy}",
-            f"--dbname={_conninfo(new['address'], user=REPLICATION_USER)}",
-            f"--slot={slot()}",
-            "--wal-method=stream",
-            "--checkpoint=fast",
-            "--no-password",
-        ],
-        f"{new['id']} couldn't be copied",
-        timeout=None,
-    )
+    was_up = __salt__["service.status"](here.unit)
+    if was_up:
+        _systemctl("stop", here.unit)  # it holds the slot that the copy needs
+    try:
+        _base_backup(here, new, copy)
+    except CommandExecutionError:
+        if was_up:
+            _systemctl("start", here.unit)
+        raise
     if here.data.exists():
-        _systemctl("stop", here.unit)
         shutil.rmtree(old, ignore_errors=True)
         here.data.rename(old)
     copy.rename(here.data)
@@ -359,6 +353,23 @@ def clone(replace=False):
         _follow(here, new)
     shutil.rmtree(old, ignore_errors=True)
     return {"result": f"copied from {new['id']}", "seconds": round(time.monotonic() - began, 1)}
+
+
+def _base_backup(here, new, copy):
+    reserve_slot(new["address"])
+    _run(
+        [
+            here.programs / "pg_basebackup",
+            f"--pgdata={copy}",
+            f"--dbname={_conninfo(new['address'], user=REPLICATION_USER)}",
+            f"--slot={slot()}",
+            "--wal-method=stream",
+            "--checkpoint=fast",
+            "--no-password",
+        ],
+        f"{new['id']} couldn't be copied",
+        timeout=None,
+    )
 
 
 def create():
