@@ -63,7 +63,9 @@ def _overlay():
         work.mkdir()
         shutil.copystat(f"/{folder}", upper)
         options = f"lowerdir=/{folder},upperdir={upper},workdir={work}"
-        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, f"/{folder}"], check=True)
+        subprocess.run(
+            ["mount", "-t", "overlay", "overlay", "-o", options, f"/{folder}"], check=True
+        )
     # A lower layer doesn't show what is mounted on its own folders.
     pathlib.Path("/run/lock").mkdir(exist_ok=True)
 

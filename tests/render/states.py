@@ -1,5 +1,7 @@
-"""What Salt itself doesn't look at before it runs a state: does it exist, does it know its arguments,
-do its requisites name anything?"""
+"""
+What Salt itself doesn't look at before it runs a state: does it exist, does it know its arguments,
+do its requisites name anything?
+"""
 
 import functools
 import importlib
@@ -19,7 +21,9 @@ _REQUISITES = ("require", "watch", "onchanges", "onfail", "listen", "prereq")
 
 def problems(compiler, chunks):
     """All that is wrong with compiled states, as sentences."""
-    known = {(chunk["state"], name) for chunk in chunks for name in (chunk["__id__"], chunk["name"])}
+    known = {
+        (chunk["state"], name) for chunk in chunks for name in (chunk["__id__"], chunk["name"])
+    }
     found = []
     for chunk in chunks:
         found += _unknown_words(compiler, chunk)

@@ -9,10 +9,8 @@ Files are those of the system that the tests run on, since that is whose daemons
 import fnmatch
 import textwrap
 
-import pytest
-
 from tests.lab import machine
-from tests.render import hosts, matrix, sandbox
+from tests.render import matrix, sandbox
 from tests.render.conftest import none
 
 # Which program judges a file that its state writes without a check of its own; {} is the file.
@@ -59,6 +57,7 @@ PREPARE = {
     # Debian's package makes this certificate when it is installed; images come without it.
     "*/pg_hba.conf": ["make-ssl-cert generate-default-snakeoil"],
 }
+
 
 def _system():
     """The system that the tests run on, if the matrix knows it."""

@@ -42,4 +42,14 @@ def test_files_say_who_manages_them(host):
 
 
 # Formats without comments, or whose every byte counts.
-CANNOT_SAY = (".json", ".pem", ".http", ".html", ".env", "cookie", ".acl", "enabled_plugins", ".pgpass")
+CANNOT_SAY = (
+    ".json",
+    ".pem",
+    ".http",
+    ".html",
+    ".env",
+    "cookie",
+    ".acl",
+    "enabled_plugins",
+    ".pgpass",
+)

@@ -77,7 +77,7 @@ def test_a_host_that_two_environments_list_is_refused():
 
 def test_a_pattern_is_a_host_whose_address_the_mine_tells():
     pattern = {"network": "198.18.0.0/24", "roles": ["app"]}
-    folder = tree.pillar_tree("elastic", {"app*": pattern, **{"app1": LAB["app1"]}})
+    folder = tree.pillar_tree("elastic", {"app*": pattern, "app1": LAB["app1"]})
     assert "mine_functions" in tree.pillar(folder, "app7")
     assert "mine_functions" not in tree.pillar(folder, "app1")
     assert "secrets" in tree.pillar(folder, "app7")
