@@ -37,6 +37,7 @@ PACKAGES = {
         "nginx-light",
         "nutcracker",
         "openssh-server",
+        "pgbackrest",
         "pgbouncer",
         "postgresql",
         "redis-server",
