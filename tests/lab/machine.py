@@ -54,7 +54,7 @@ APT_PATIENCE = 300
 PYTHON = "/usr/bin/python3"
 # The policy-rc.d that is there while packages are installed; known again after a crash.
 NOTHING_STARTS = (
-    "#!/bin/sh\n# While the lab of Saltern installs packages: nothing starts.\nexit 101\n"
+    "#!/bin/sh\n# While Saltern's lab installs packages, nothing starts.\nexit 101\n"
 )
 
 KERNEL = pathlib.Path("/proc/sys")
