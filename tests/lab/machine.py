@@ -26,23 +26,26 @@ PACKAGES = {
     # The tests' virtualenv; the compiler is for timelib, which has no wheel.
     "virtualenv": ["gcc", "libc6-dev", "python3-dev", "python3-venv"],
     # The example site meets real caches.
-    "unit": ["git", "memcached", "redis-server"],
+    "unit": ["git", "memcached", "openssl", "redis-server"],
     # The daemons whose own check decides whether a rendered configuration is right.
     "render": [
         "haproxy",
         "keepalived",
+        "libnginx-mod-http-brotli-static",
         "memcached",
         "nftables",
-        "libnginx-mod-http-brotli-static",
         "nginx-light",
         "nutcracker",
         "openssh-server",
+        "openssl",
         "pgbackrest",
         "pgbouncer",
         "postgresql",
         "redis-server",
+        "rsyslog",
         "ssl-cert",
         "sudo",
+        "systemd",
         "uwsgi-core",
         "uwsgi-plugin-python3",
         "varnish",
@@ -74,6 +77,10 @@ FREE_DISK_GIB = 6
 # How long another apt on the machine is waited for. [s]
 APT_PATIENCE = 300
 PYTHON = "/usr/bin/python3"
+# The policy-rc.d that is there while packages are installed; known again after a crash.
+NOTHING_STARTS = (
+    "#!/bin/sh\n# While Saltern's lab installs packages, nothing starts.\nexit 101\n"
+)
 
 KERNEL = pathlib.Path("/proc/sys")
 # What the machine's kernel must allow while there are labs: packets pass through to the hosts,
@@ -213,10 +220,10 @@ def read_yaml(path):
 def _no_daemon_starts():
     """Tell packages, while they are being installed, to start nothing."""
     policy = pathlib.Path("/usr/sbin/policy-rc.d")
-    if policy.exists():
+    if policy.exists() and policy.read_text() != NOTHING_STARTS:
         yield  # the machine has its own policy
         return
-    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.write_text(NOTHING_STARTS)
     policy.chmod(0o755)
     try:
         yield
