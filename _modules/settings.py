@@ -218,8 +218,6 @@ def errors():
 
 def _afresh(function, *arguments):
     """Ask as a state run would, with a pillar that is compiled now."""
-    if "fileclient" in __context__:  # salt-ssh has just done so
-        return __salt__[f"settings.{function}"](*arguments, fresh=False)
     with salt.state.HighState(__opts__) as high:
         return high.state.functions[f"settings.{function}"](*arguments, fresh=False)
 
@@ -404,11 +402,8 @@ def _files(services):
     sources = [f"{name}/{file}" for name in services for file in ("defaults.yaml", "os.yaml")]
     sources.append(_SITE_SCHEMA)
     urls = [f"salt://{source}" for source in sources]
-    # All at once: each call of `cp` may make a file client of its own, which takes 50 ms. With
-    # salt-ssh this runs on the master, and `cp` would copy to the host.
-    client = __context__.get("fileclient")
-    paths = client.cache_files(urls) if client else __salt__["cp.cache_files"](urls)
-    return dict(zip(sources, paths, strict=True))
+    # All at once: each call of `cp` may make a file client of its own, which takes 50 ms.
+    return dict(zip(sources, __salt__["cp.cache_files"](urls), strict=True))
 
 
 def _exists(files, service):

@@ -144,10 +144,6 @@ def os(hardware, services, settings, sites=1):
     ram = hardware["ram_bytes"]
     background = _clamp(ram / 40, 16 * M, 256 * M)
     return {
-        "open_files": (
-            _clamp(hardware["open_files"], 1024, 1 << 20),
-            f"what the kernel allows this host ({hardware['open_files']}), at most 1048576",
-        ),
         "dirty_background": (
             _size(background),
             f"{_text(ram)} RAM / 40, 16M to 256M: writing starts early and in small pieces",
@@ -155,10 +151,6 @@ def os(hardware, services, settings, sites=1):
         "dirty": (
             _size(4 * background),
             f"4 x {_text(background)} of dirty_background: writers wait before it takes long",
-        ),
-        "conntrack": (
-            _clamp(ram / (16 * K), 32768, 1 << 20),
-            f"one for each 16k of {_text(ram)} RAM (each takes 320 bytes), 32768 to 1048576",
         ),
     }
 
@@ -231,6 +223,7 @@ def nginx(hardware, services, settings, sites=1):
     by_ram = part // 2 // cores // _NGINX_CONNECTION
     by_files = (hardware["open_files"] - 100) // 2
     connections = max(64, min(by_ram, by_files, 16384))
+    wanted = _set(settings, "connections", connections)
     return {
         "workers": (
             _clamp(min(cores, part // 2 // _NGINX_WORKER), 1, 1024),
@@ -242,6 +235,10 @@ def nginx(hardware, services, settings, sites=1):
             f"half of {_text(part)} / {cores} cores / {_text(_NGINX_CONNECTION)} a connection = "
             f"{by_ram}; {hardware['open_files']} open files, two a connection, allow {by_files}; "
             f"64 to 16384; {note}",
+        ),
+        "open_files": (
+            2 * wanted + 100,
+            f"2 for each of {wanted} connections, and 100 for files and logs",
         ),
     }
 

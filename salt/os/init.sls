@@ -27,3 +27,27 @@ os/somaxconn:
     - name: net.core.somaxconn
     - value: {{ os.somaxconn }}
     - config: /etc/sysctl.d/60-saltern.conf
+{% if grains.hardware.kind == 'container' %}
+# A container shares the memory management of its machine and can't change it.
+os/memory:
+  test.show_notification:
+    - text: vm.swappiness and vm.dirty_* are left alone, as this host is a container.
+{%- else %}
+os/swappiness:
+  sysctl.present:
+    - name: vm.swappiness
+    - value: {{ os.swappiness }}
+    - config: /etc/sysctl.d/60-saltern.conf
+
+os/dirty-background:
+  sysctl.present:
+    - name: vm.dirty_background_bytes
+    - value: {{ os.dirty_background.bytes }}
+    - config: /etc/sysctl.d/60-saltern.conf
+
+os/dirty:
+  sysctl.present:
+    - name: vm.dirty_bytes
+    - value: {{ os.dirty.bytes }}
+    - config: /etc/sysctl.d/60-saltern.conf
+{%- endif %}

@@ -147,7 +147,9 @@ def test_stays_within_what_daemons_accept(hardware, roles):
         ("mariadb", "max_connections"): (10, 399),
         ("mariadb", "innodb_buffer_pool_size"): (16 * M, 0.8 * hardware["ram_bytes"]),
         ("pgbouncer", "pool_size"): (1, 200),
-        ("os", "open_files"): (1024, 1 << 20),
+        ("nginx", "open_files"): (228, max(228, files)),
+        ("os", "dirty_background"): (16 * M, 256 * M),
+        ("os", "dirty"): (64 * M, G),
     }
     for (service, key), (least, most) in limits.items():
         if service in found:
