@@ -99,9 +99,7 @@ def peers(role):
         salt 'lb*' inventory.peers app
     """
     if role not in ROLES:
-        raise CommandExecutionError(
-            f"There is no role {role!r}. Roles: {', '.join(ROLES)}."
-        )
+        raise CommandExecutionError(f"There is no role {role!r}. Roles: {', '.join(ROLES)}.")
     return _addresses(lambda host: role in (host.get("roles") or []))
 
 

@@ -45,7 +45,7 @@ def salt_master(salt_factories):
 
 @pytest.fixture(scope="session")
 def salt(salt_master):
-    """`salt(minion, function, *arguments)`: what the real `salt` returns: `.returncode`, `.data`."""
+    """`salt(minion, function, *arguments)`: what the real command returns, as text and `.data`."""
     overrides = {"autoload_dynamic_modules": False, "log_level_logfile": "warning"}
     minions = [
         salt_master.salt_minion_daemon(name, start_timeout=120, overrides=overrides)

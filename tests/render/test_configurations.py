@@ -13,6 +13,7 @@ from tests.lab import machine
 from tests.render import matrix, sandbox
 from tests.render.conftest import none
 
+VERIFY_UNIT = "systemd-analyze verify --man=no --recursive-errors=no"
 # Which program judges a file that its state writes without a check of its own; {} is the file.
 JUDGES = {
     "*.json": "python3 -m json.tool {}",
@@ -24,9 +25,9 @@ JUDGES = {
     "/etc/rsyslog.conf": "rsyslogd -N1 -f {}",
     "/etc/ssh/sshd_config*": "sshd -t -f {}",
     "/etc/sudoers.d/*": "visudo -cf {}",
-    "/etc/systemd/system/*.d/*.conf": "systemd-analyze verify --man=no --recursive-errors=no {unit}",
-    "/etc/systemd/system/*.service": "systemd-analyze verify --man=no --recursive-errors=no {}",
-    "/etc/systemd/system/*.timer": "systemd-analyze verify --man=no --recursive-errors=no {}",
+    "/etc/systemd/system/*.d/*.conf": f"{VERIFY_UNIT} {{unit}}",
+    "/etc/systemd/system/*.service": f"{VERIFY_UNIT} {{}}",
+    "/etc/systemd/system/*.timer": f"{VERIFY_UNIT} {{}}",
     "/etc/tmpfiles.d/*.conf": "systemd-tmpfiles --create {}",
     # An emperor can only be started: it is well if it runs until timeout(1) ends it.
     "/etc/uwsgi/emperor.ini": "timeout 1 uwsgi --strict --ini {}; test $? -eq 124",

@@ -8,7 +8,7 @@ from newsroom.settings.base import BASE_DIR
 env = environ.Env()
 
 DEBUG = True
-SECRET_KEY = "for-development-only"  # noqa: S105 - it guards nothing
+SECRET_KEY = "for-development-only"  # it guards nothing
 ALLOWED_HOSTS = ["*"]
 DATABASES = {"default": env.db_url("DATABASE_URL", default=f"sqlite:///{BASE_DIR}/db.sqlite3")}
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
