@@ -42,6 +42,18 @@ nginx/config:
     - require:
       - pkg: nginx/package
 
+# The package starts nginx on every address; from there it can't be reloaded onto ours alone, as the
+# port is taken. Nothing is served yet, so nothing is lost.
+nginx/first-start:
+  cmd.run:
+    - name: systemctl restart nginx
+    - onchanges:
+      - pkg: nginx/package
+    - require:
+      - file: nginx/config
+    - require_in:
+      - service: nginx/service
+
 nginx/service:
   service.running:
     - name: nginx

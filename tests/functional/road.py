@@ -293,7 +293,7 @@ class Road:
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
-def until(true, seconds=20):
+def until(true, seconds=60):
     """Wait until something is so."""
     deadline = time.monotonic() + seconds
     while True:
