@@ -57,7 +57,7 @@ UNJUDGED = {
 PREPARE = {
     "/etc/haproxy/haproxy.cfg": ["saltern-certificates --first"],
     # Debian's package makes this certificate when it is installed; images come without it.
-    "*/pg_hba.conf": ["make-ssl-cert generate-default-snakeoil"],
+    "/etc/pgbouncer/pgbouncer.ini": ["make-ssl-cert generate-default-snakeoil"],
 }
 
 
