@@ -216,7 +216,8 @@ def _whole(moment, force):
             "If you mean it: force=True"
         )
     here = __salt__["database.cluster"]()
-    writers = [p["id"] for p in __salt__["database.peers"]() if p["answers"] and not p["in_recovery"]]
+    peers = [peer for peer in __salt__["database.peers"]() if peer["answers"]]
+    writers = [peer["id"] for peer in peers if not peer["in_recovery"]]
     if writers:
         raise CommandExecutionError(f"{writers[0]} takes the writes: restore there.")
     began = clock.monotonic()

@@ -12,6 +12,7 @@ import hmac
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import time
@@ -424,9 +425,8 @@ def slot(host=None):
 
         salt 'db2' database.slot
     """
-    return "host_" + "".join(
-        c if c in "abcdefghijklmnopqrstuvwxyz0123456789" else "_" for c in (host or __opts__["id"]).lower()
-    )
+    name = (host or __opts__["id"]).lower()
+    return "host_" + re.sub("[^a-z0-9]", "_", name)
 
 
 def reserve_slot(address):
@@ -500,7 +500,7 @@ def report(hours=24):
         text=True,
         check=False,
     )
-    if done.returncode or not os.path.exists(target):
+    if done.returncode or not pathlib.Path(target).exists():
         raise CommandExecutionError(f"pgbadger: {(done.stderr or done.stdout).strip()}")
     return target
 

@@ -98,9 +98,17 @@ def _admin(command, timeout=10):
     """A command to PgBouncer's console, over its socket as the system account that may."""
     settings = __salt__["settings.get"]("pgbouncer")
     done = subprocess.run(
-        ["psql", "-XAw", "--field-separator=\x1f", "--pset=footer=off"]
-        + ["-h", "/run/postgresql", "-p", str(settings["port"]), "-U", "postgres"]
-        + ["-d", "pgbouncer", "-c", command],
+        [
+            "psql",
+            "-XAw",
+            "--field-separator=\x1f",
+            "--pset=footer=off",
+            "--host=/run/postgresql",
+            f"--port={settings['port']}",
+            "--username=postgres",
+            "--dbname=pgbouncer",
+            f"--command={command}",
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -6,6 +6,8 @@ import time
 
 from salt.exceptions import CommandExecutionError
 
+_RESTART = "A database host waits for a restart: salt 'db*' database.restart. Then again."
+
 
 def stanza(name, wait=300):
     """
@@ -34,8 +36,7 @@ def stanza(name, wait=300):
             return ret | {"changes": changes, "comment": "The log of the database arrives."}
         except CommandExecutionError as error:
             if "archive_mode" in str(error):
-                why = "A database host waits for a restart: salt 'db*' database.restart. Then again."
-                return ret | {"result": False, "comment": why}
+                return ret | {"result": False, "comment": _RESTART}
             if time.monotonic() > deadline:
                 return ret | {"result": False, "comment": str(error)}
         time.sleep(5)
@@ -78,7 +79,8 @@ def settled(name):
           backup.settled
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": "The backups are well."}
-    complaints = [c for c in __salt__["backup.complaints"]() if not c.startswith(("there is no", "no backup"))]
+    found = __salt__["backup.complaints"]()
+    complaints = [one for one in found if not one.startswith(("there is no", "no backup"))]
     if complaints:
         ret["comment"] = "; ".join(complaints)
         ret["warnings"] = [f"Backups: {complaint}." for complaint in complaints]

@@ -72,9 +72,9 @@ def replica(name, wait=300):
             done = __salt__[f"database.{act}"]()
             ret["changes"] = {"cluster": {"old": found["state"], "new": "replica"}}
             return ret | {"comment": f"The host {done['result']}."}
-        if found["state"] == "replica" and not found["streaming"] and not __opts__["test"]:
-            if __salt__["database.reserve_slot"](_source(5)["address"]):
-                ret["changes"] = {"slot": {"old": "absent", "new": __salt__["database.slot"]()}}
+        silent = found["state"] == "replica" and not found["streaming"] and not __opts__["test"]
+        if silent and __salt__["database.reserve_slot"](_source(5)["address"]):
+            ret["changes"] = {"slot": {"old": "absent", "new": __salt__["database.slot"]()}}
     except CommandExecutionError as error:
         return ret | {"result": False, "comment": str(error)}
     return ret
@@ -167,7 +167,7 @@ def granted(name, functions):
     ]
     if not missing:
         return ret
-    ret |= {"changes": {"functions": missing}, "comment": f"{name} may execute {len(missing)} more."}
+    ret |= {"changes": {"functions": missing}, "comment": f"{name} gets {len(missing)} more."}
     if __opts__["test"]:
         return ret | {"result": None}
     for one in missing:
@@ -314,7 +314,7 @@ def _user_changes(name, password, rights, grants):
         changes["rights"] = {"old": "others", "new": words.lower()}
         commands.append(f"ALTER ROLE {sql(name)} {words}")
     if not __salt__["database.matches"](password, facts.get("rolpassword")):
-        changes["password"] = "changed"
+        changes["password"] = "changed"  # noqa: S105 - a word, not the password
         secret = text(__salt__["database.verifier"](password))
         commands.append(f"ALTER ROLE {sql(name)} PASSWORD {secret}")
     for grant in sorted(set(grants) - set(facts.get("grants") or [])):

@@ -44,6 +44,8 @@ UNJUDGED = {
     "*.html": "a page",
     "*/.pgpass": "libpq skips lines that it doesn't understand",
     "/etc/postgresql-common/createcluster.conf": "read by pg_createcluster, which has no check",
+    "/etc/pgbackrest/tls/authority.key": "judged by openssl when it signs with it",
+    "/etc/saltern/backup.*": "read by saltern-backup, which the farm tests run",
     "/etc/pgbouncer/userlist.txt": "judged with the settings that name it",
     # RabbitMQ, which has no check, and Erlang below it: a tenth of a gigabyte that only they need.
     "/etc/rabbitmq/*": "the farm tests start it",
@@ -56,7 +58,7 @@ UNJUDGED = {
 PREPARE = {
     "/etc/haproxy/haproxy.cfg": ["saltern-certificates --first"],
     # Debian's package makes this certificate when it is installed; images come without it.
-    "*/pg_hba.conf": ["make-ssl-cert generate-default-snakeoil"],
+    "/etc/pgbouncer/pgbouncer.ini": ["make-ssl-cert generate-default-snakeoil"],
 }
 
 

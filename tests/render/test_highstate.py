@@ -52,4 +52,7 @@ CANNOT_SAY = (
     ".acl",
     "enabled_plugins",
     ".pgpass",
+    ".key",
+    ".passphrase",
+    "userlist.txt",
 )
