@@ -382,32 +382,35 @@ def _fetch_all(site, facts, rev):
         command += ["--depth=1", facts["repository"], f"+{rev}:refs/heads/{rev}"]
     else:
         command += [facts["repository"], "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
+    task = f"Fetching from {facts['repository']}"
     with _credentials(site, facts["repository"]) as env:
         try:
-            _git(site, command, task=f"Fetching from {facts['repository']}", env=env)
-        except CommandExecutionError as error:
-            if not _mend(site, str(error)):
+            _git(site, command, task=task, env=env)
+        except CommandExecutionError:
+            # The mirror is at fault only if the repository itself answers.
+            if not _answers(site, facts["repository"], env):
                 raise
-            _git(site, command, task=f"Fetching from {facts['repository']}", env=env)
+            _begin_anew(site)
+            _git(site, command, task=task, env=env)
 
 
-def _mend(site, error):
-    """Whether a mirror that a crash damaged was put right: locks removed, or begun anew."""
+def _answers(site, repository, env):
+    try:
+        _git(site, ["ls-remote", "--quiet", "--exit-code", repository], env=env, timeout=60)
+    except CommandExecutionError:
+        return False
+    return True
+
+
+def _begin_anew(site):
+    """An empty mirror instead of one that a crash or a power cut left in pieces."""
     repo = pathlib.Path(__salt__["sites.paths"](site)["repo"])
-    # The ship's lock is ours, so no other git works here.
-    stale = [path for path in repo.rglob("*.lock") if path.is_file()]
-    for path in stale:
-        path.unlink(missing_ok=True)
-    broken = re.search(r"corrupt|loose object|bad object|unable to read|not a git repo", error)
-    if not broken:
-        return bool(stale)
     for path in repo.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
     _git(site, ["init", "--quiet", "--bare", str(repo)], task="git init")
-    return True
 
 
 @contextlib.contextmanager

@@ -308,24 +308,50 @@ def test_a_held_site_is_not_shipped(host, first):
     assert host.ship()["result"]
 
 
-@pytest.mark.parametrize("phase", ["fetch", "build", "static", "migrate", "activate", "verify"])
-def test_a_killed_ship_is_made_good_by_the_next(host, first, phase):
+MOMENTS = ["after_fetch", "after_build", "after_static", "after_migrate", "after_activate"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_ship_killed_between_two_phases_is_made_good(host, first, deploy_settings, moment):
     before = host.get("/")[1]
-    host.project.commit(f"killed in {phase}", {"requirements.txt": f"django==5.2.*\n# {phase}\n"})
-    lock = host.folder / "srv/sites/tiny/deploy/lock"
+    deploy_settings(hooks={moment: "sleep 300"})
+    host.project.commit(f"killed {moment}")
     ship = host.background("deploy.ship")
-    wait_for(lambda: f'"phase": "{phase}"' in lock.read_text(), 60, phase)
-    host.run("pkill", "--signal=KILL", "--full", "deploy.ship", check=False)
+    wait_for(lambda: host.run("pgrep", "--exact", "sleep").stdout.count("\n") > 1, 60, moment)
+    killed = host.run("pkill", "--signal=KILL", "--full", "salt-call.* deploy.ship")
+    assert killed.returncode == 0
     ship.wait()
-    answer = host.get("/")
-    assert answer[0] == 200
-    assert answer[1] == before or phase in ("activate", "verify")
-    report = host.ship()
-    assert report["result"], report["comment"]
-    assert host.get("/")[1] == report["release"]
-    assert (
-        host.run("readlink", "/srv/sites/tiny/current").stdout.strip().endswith(report["release"])
+    # What it had started ends with it.
+    wait_for(lambda: host.run("pgrep", "--exact", "sleep").stdout.count("\n") == 1, what="the end")
+    status, release, _ = host.get("/")
+    assert status == 200
+    assert (release == before) == (moment != "after_activate")
+    deploy_settings(hooks={})
+    assert_whole(host, host.ship())
+
+
+@pytest.mark.parametrize("seconds", [1.0, 1.5, 2.0, 2.5, 3.0, 4.0])
+def test_a_ship_killed_at_any_moment_is_made_good(host, first, seconds):
+    host.project.commit(
+        f"killed after {seconds}", {"requirements.txt": f"django==5.2.*\n# {seconds}\n"}
     )
+    with Load(host) as load:
+        ship = host.background("deploy.ship")
+        time.sleep(seconds)
+        host.run("pkill", "--signal=KILL", "--full", "salt-call.* deploy.ship", check=False)
+        ship.wait()
+        assert_whole(host, host.ship())
+    assert load.wrong == []
+
+
+def assert_whole(host, report):
+    """The ship went well and left nothing half-done."""
+    assert report["result"], report["comment"]
+    assert host.get("/")[:2] == (200, report["release"])
+    current = host.run("readlink", "/srv/sites/tiny/current").stdout.strip()
+    assert current.endswith(f"/{report['release']}")
+    folders = host.run("ls", "/srv/sites/tiny/releases").stdout.split()
+    assert sorted(folders) == host.call("release.list", "tiny")
 
 
 def test_what_cannot_be_reached_or_stored_changes_nothing(host, first):
