@@ -6,8 +6,7 @@ What the edge carries: one page from memory, by each part of the road, with wrk.
 
 Needs the lab up and `wrk` on the machine. Client, balancer and accelerators share the machine's
 cores, so the figures are for comparing with each other, not with another machine's. Each line is
-run three times in turn with the others, and the median is shown. Prints the table of
-docs/haproxy.md.
+run three times in turn with the others, and the median is shown. Prints a table.
 """
 
 import argparse
