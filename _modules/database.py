@@ -35,6 +35,12 @@ def cluster():
 
     Returns a named tuple: ``version``, ``name``, ``port``, the folders ``data``, ``config`` and
     ``programs``, and the systemd ``unit``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'db1' database.cluster
     """
     settings = __salt__["settings.get"]("postgres")
     version, name = settings["version"], settings["cluster"]
@@ -553,12 +559,28 @@ def execute(sql, database="postgres"):
 
 
 def identifier(name):
-    """A name as SQL writes it, whatever characters it has."""
+    """
+    A name as SQL writes it, whatever characters it has.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'db1' database.identifier newsroom
+    """
     return '"' + _clean(name).replace('"', '""') + '"'
 
 
 def literal(text):
-    """A text as SQL writes it."""
+    """
+    A text as SQL writes it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'db1' database.literal "it's"
+    """
     return "'" + _clean(text).replace("'", "''") + "'"
 
 
@@ -574,6 +596,12 @@ def verifier(password, salt=None, iterations=4096):
         Rounds of PBKDF2.
 
     Returns ``SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'db1' database.verifier secret
     """
     salt = os.urandom(16) if salt is None else salt
     prepared = unicodedata.normalize("NFKC", password).encode()
@@ -585,7 +613,15 @@ def verifier(password, salt=None, iterations=4096):
 
 
 def matches(password, stored):
-    """Whether what PostgreSQL stores was made from this password."""
+    """
+    Whether what PostgreSQL stores was made from this password.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'db1' database.matches secret 'SCRAM-SHA-256$...'
+    """
     try:
         kind, rounds, _keys = (stored or "").split("$")
         iterations, salt = rounds.split(":")

@@ -314,7 +314,7 @@ def _user_changes(name, password, rights, grants):
         changes["rights"] = {"old": "others", "new": words.lower()}
         commands.append(f"ALTER ROLE {sql(name)} {words}")
     if not __salt__["database.matches"](password, facts.get("rolpassword")):
-        changes["password"] = "changed"  # noqa: S105 - a word, not the password
+        changes["password"] = "changed"
         secret = text(__salt__["database.verifier"](password))
         commands.append(f"ALTER ROLE {sql(name)} PASSWORD {secret}")
     for grant in sorted(set(grants) - set(facts.get("grants") or [])):

@@ -22,13 +22,17 @@ backup/unit:
     - mode: '0644'
     - makedirs: True
 
+{%- set restores = keeper and 'postgres' not in salt['inventory.services']() %}
+{%- if restores %}
+
 # The keeper makes no cluster: it starts one only to see that a backup can be restored.
 backup/no-default-cluster:
   file.managed:
     - name: /etc/postgresql-common/createcluster.conf
-    - source: salt://postgres/files/createcluster.conf
+    - source: salt://backup/files/createcluster.conf
     - mode: '0644'
     - makedirs: True
+{%- endif %}
 
 backup/package:
   pkg.installed:
@@ -36,7 +40,9 @@ backup/package:
     - install_recommends: False
     - require:
       - file: backup/unit
+{%- if restores %}
       - file: backup/no-default-cluster
+{%- endif %}
 
 backup/daemon-reload:
   module.run:

@@ -1,6 +1,6 @@
 """
-What of the database tier can be told without a server: how passwords and names are written, and when
-the states refuse. The states get a small Salt that answers from one dictionary.
+What of the database tier can be told without a server: how passwords and names are written, and
+when the states refuse. The states get a small Salt that answers from one dictionary.
 """
 
 import importlib.util
