@@ -14,6 +14,7 @@ import tempfile
 
 import jinja2
 import salt.config
+import salt.loader
 import salt.pillar
 import salt.state
 import yaml
@@ -140,6 +141,8 @@ class Compiler:
             loader.pack["__grains__"], loader.pack["__pillar__"] = grains, pillar
             for opts in (loader.opts, loader.pack["__opts__"]):
                 opts["grains"], opts["pillar"], opts["id"] = grains, pillar, grains["id"]
+        # What compares the top file's targets with the id keeps a loader of its own.
+        self.high.matchers = salt.loader.matchers(self.high.opts)
         self.high.iorder = 10000
         self.high.building_highstate = type(self.high.building_highstate)()
 
