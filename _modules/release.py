@@ -507,7 +507,7 @@ def _check_out(site, facts, sha, folder):
 
 
 def _folder(facts, root, sha):
-    folder = os.path.normpath(f"{root}/{facts['subdirectory']}")
+    folder = os.path.normpath(os.path.join(root, facts["subdirectory"]))
     if not f"{folder}/".startswith(f"{root}/"):
         raise CommandExecutionError(
             f"sites.{facts['name']}.subdirectory leads out of the repository."

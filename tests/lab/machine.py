@@ -78,9 +78,7 @@ FREE_DISK_GIB = 6
 APT_PATIENCE = 300
 PYTHON = "/usr/bin/python3"
 # The policy-rc.d that is there while packages are installed; known again after a crash.
-NOTHING_STARTS = (
-    "#!/bin/sh\n# While Saltern's lab installs packages, nothing starts.\nexit 101\n"
-)
+NOTHING_STARTS = "#!/bin/sh\n# While Saltern's lab installs packages, nothing starts.\nexit 101\n"
 
 KERNEL = pathlib.Path("/proc/sys")
 # What the machine's kernel must allow while there are labs: packets pass through to the hosts,

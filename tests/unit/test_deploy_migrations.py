@@ -18,7 +18,7 @@ if not settings.configured:
     django.setup()
 
 from django.db import connection, migrations, models  # noqa: E402 - Django is set up above
-from django.db.migrations.state import ModelState, ProjectState  # noqa: E402
+from django.db.migrations.state import ModelState, ProjectState  # noqa: E402 - as above
 
 spec = importlib.util.spec_from_file_location("tool", ROOT / "salt/django/files/release.py")
 tool = importlib.util.module_from_spec(spec)
