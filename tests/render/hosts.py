@@ -66,7 +66,7 @@ def render(farm, host, size, system):
         made.compile, made.chunks = [_short(text) for text in made.chunks], []
     made.states = states.problems(compiler, made.chunks)
     for chunk in made.chunks:
-        if (chunk["state"], chunk["fun"]) != ("file", "managed") or _is_only_mode(chunk):
+        if not writes(chunk):
             continue
         try:
             made.files.append(_file(compiler, chunk))
@@ -75,9 +75,10 @@ def render(farm, host, size, system):
     return made
 
 
-def _is_only_mode(chunk):
-    """A state that gives an existing file its owner and mode, and writes nothing into it."""
-    return not {"source", "contents"} & set(chunk)
+def writes(chunk):
+    """Whether a state writes a file, rather than only giving one its owner and mode."""
+    managed = (chunk["state"], chunk["fun"]) == ("file", "managed")
+    return managed and bool({"source", "contents"} & set(chunk))
 
 
 def _file(compiler, chunk):

@@ -2,6 +2,9 @@
 
 import re
 
+import pytest
+
+from tests.render import hosts, matrix, tree
 from tests.render.conftest import none
 
 ID = re.compile(r"^[a-z][a-z0-9_-]*(/[A-Za-z0-9._@ -]+)+$")
@@ -56,3 +59,21 @@ CANNOT_SAY = (
     ".passphrase",
     "userlist.txt",
 )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [("onebox", "box", "8G", "jammy"), ("lab", "lb2", "64G", "bookworm")],
+    ids="-".join,
+)
+def test_a_host_is_the_same_when_it_is_the_first_that_is_rendered(name):
+    """The hosts above were rendered one after the other, in loaders that had been another's."""
+    told = hosts.pillar(*name[:2])
+    compiler = tree.Compiler(matrix.grains(*name))
+    compiler.become(matrix.grains(*name), told)
+    chunks = compiler.chunks()
+    rendered = hosts.render(*name)
+    assert chunks == rendered.chunks
+    texts = {file.path: file.text for file in rendered.files}
+    written = [chunk for chunk in chunks if hosts.writes(chunk)]
+    assert {chunk["name"]: compiler.file(chunk) for chunk in written} == texts
