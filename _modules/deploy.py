@@ -941,9 +941,10 @@ def _asked_balancer(work):
     if not _serves():
         return []
     addresses = [peer["address"] for peer in __salt__["inventory.peers"]("loadbalancer")]
+    port = __salt__["settings.get"]("haproxy")["port"]
     # A redirect to HTTPS is the balancer's own good answer.
     well = (200, 301, 302, 307, 308)
-    return [where for where in addresses if _asked(work.facts, where, 80)[0] in well]
+    return [where for where in addresses if _asked(work.facts, where, port)[0] in well]
 
 
 def _unknown_migrations(site, live, target):
