@@ -113,6 +113,7 @@ class Host:
             f"127.0.0.1 localhost\n{self.address} {self.name}\n"
             + (f"{master.address} master\n" if self is not master else ""),
         )
+        self.write("etc/default/locale", f"LANG={ENVIRONMENT['LANG']}\n")
         self.write("etc/machine-id", uuid.uuid4().hex + "\n")
         self.write("etc/resolv.conf", network.resolver())
         proxy = f'Acquire::http::Proxy "http://{network.HUB_ADDRESS}:{self.lab.CACHE_PORT}";\n'

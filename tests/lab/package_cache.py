@@ -60,6 +60,9 @@ class Proxy(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             self.log_error("%s: %s", self.path, error)
 
+    def log_request(self, *_):
+        """Nothing: what was kept and what was fetched is logged by name."""
+
     def _send_kept(self, kept):
         self.log_message("kept %s", self.path)
         with kept.open("rb") as file:
