@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 from salt.exceptions import CommandExecutionError
 
@@ -451,7 +452,7 @@ class _Work:
         self.release = None  # what release.info knows of the one that is to be live
         self.target = self.fetched = self.pending = self.undo = None
         self.force = self.partial = self.allow_destructive = self.keep_migrations = False
-        self.balancer_answered = False
+        self.balancers = None  # a future: the addresses of those that answered well before
 
 
 def _perform(work, action, phases):
@@ -625,7 +626,7 @@ def _preflight(work):
         )
     _check_hooks(work.facts)
     free = _fit(work.site)
-    work.balancer_answered = bool(_asked_balancer(work))
+    work.balancers = _ask_balancers(work)
     return f"{free >> 20} MB free"
 
 
@@ -778,13 +779,9 @@ def _verify(work):
                 f"{answer[1]}; wanted: 200 from {name}."
             )
         said.append("nginx")
-    answers = _asked_balancer(work)
-    if answers:
-        said.append("balancer")
-    elif work.balancer_answered:
-        raise CommandExecutionError(
-            f"Through the balancer, {work.facts['health']} isn't well any more."
-        )
+    for address in work.balancers.result() if work.balancers else ():
+        _insist(work.facts, address)
+        said.append(f"balancer {address}")
     return f"well through {' and '.join(said)}" if said else "nothing in front to ask"
 
 
@@ -936,15 +933,41 @@ def _asked(facts, address, port):
         connection.close()
 
 
-def _asked_balancer(work):
-    """The addresses of the balancers through which the site is well."""
+def _ask_balancers(work):
+    """
+    A future of the balancers' addresses through which the site is well. One that is down takes
+    its time to say nothing: the ship goes on meanwhile.
+    """
     if not _serves():
-        return []
+        return None
     addresses = [peer["address"] for peer in __salt__["inventory.peers"]("loadbalancer")]
-    port = __salt__["settings.get"]("haproxy")["port"]
+    port = _balancer_port()
+    pool = ThreadPoolExecutor(1)
+    asked = pool.submit(lambda: [a for a in addresses if _well_through(work.facts, a, port)])
+    pool.shutdown(wait=False)
+    return asked
+
+
+def _insist(facts, address):
+    """Ask through a balancer until the site is well there, for some seconds."""
+    port = _balancer_port()
+    for _ in range(5):
+        if _well_through(facts, address, port):
+            return
+        time.sleep(1)
+    raise CommandExecutionError(
+        f"Through the balancer at {address}, where the site was well before the ship, "
+        f"{facts['health']} answers {_asked(facts, address, port)[0]}."
+    )
+
+
+def _balancer_port():
+    return __salt__["settings.get"]("haproxy")["port"]
+
+
+def _well_through(facts, address, port):
     # A redirect to HTTPS is the balancer's own good answer.
-    well = (200, 301, 302, 307, 308)
-    return [where for where in addresses if _asked(work.facts, where, port)[0] in well]
+    return _asked(facts, address, port)[0] in (200, 301, 302, 307, 308)
 
 
 def _unknown_migrations(site, live, target):

@@ -74,11 +74,12 @@ FILES = {
 class Project:
     """A repository with one commit per version."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, **files):
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True)
+        self.files = {**FILES, **files}
         self.git("init", "--quiet", "--initial-branch=main")
-        self.commit("one", FILES)
+        self.commit("one")
 
     def git(self, *command):
         return subprocess.run(
@@ -91,7 +92,7 @@ class Project:
 
     def commit(self, version, files=None):
         """Commit changed files, and the version's name wherever VERSION stands; its SHA."""
-        for name, text in {**FILES, **(files or {})}.items():
+        for name, text in {**self.files, **(files or {})}.items():
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             text = textwrap.dedent(text).lstrip("\n").replace("VERSION", version)

@@ -74,8 +74,8 @@ def server():
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory, server):
-    project = Project(tmp_path_factory.mktemp("project") / "tiny.git")
-    project.commit("one", {"requirements.txt": "django==5.2.*\npsycopg[binary]\n"})
+    needs = {"requirements.txt": "django==5.2.*\npsycopg[binary]\n"}
+    project = Project(tmp_path_factory.mktemp("project") / "tiny.git", **needs)
     hosts = [
         AppHost(tmp_path_factory.mktemp(name), project, server.url, name)
         for name in ("app1", "app2")
@@ -127,10 +127,7 @@ def test_two_hosts_migrate_once(hosts, server):
     server.sql("CREATE TABLE runs (at timestamptz DEFAULT now())")
     server.sql("GRANT ALL ON runs TO tiny")
     body = "cursor.execute('INSERT INTO runs DEFAULT VALUES'); time.sleep(3)"
-    hosts[0].project.commit("two", {
-        "requirements.txt": "django==5.2.*\npsycopg[binary]\n",
-        **migration("0002", "0001_initial", body),
-    })  # fmt: skip
+    hosts[0].project.commit("two", migration("0002", "0001_initial", body))
     reports = at_once(hosts)
     assert server.sql("SELECT count(*) FROM runs") == "1"
     said = comments(reports, "migrate")
@@ -147,7 +144,7 @@ def test_a_failed_migration_fails_every_host_and_is_not_tried_twice(hosts, serve
     name = "things/migrations/0003_more.py"
     hosts[0].project.commit("bad", migration("0003", "0002_more", body, atomic=False))
     reports = at_once(hosts, fails=True)
-    assert server.sql("SELECT count(*) FROM runs") == "1"
+    assert server.sql("SELECT count(*) FROM runs") == "1", reports
     assert all(report["comment"].startswith("migrate:") for report in reports)
     assert [host.get("/")[1] for host in hosts] == before
     # In a later batch it isn't tried again either, unless that is wanted.
