@@ -161,7 +161,9 @@ class Compiler:
         for loader in self._loaders():
             yield from (loader.opts, loader.pack["__opts__"])
         for name, module in list(sys.modules.items()):
-            if name.startswith("salt.loaded.") and isinstance(module.__dict__.get("__opts__"), dict):
+            if name.startswith("salt.loaded.") and isinstance(
+                module.__dict__.get("__opts__"), dict
+            ):
                 yield module.__opts__
 
     def chunks(self):
