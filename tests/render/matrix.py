@@ -2,11 +2,13 @@
 The hosts that the render tests render: farms, sizes, systems.
 
 A farm is an inventory in the place of the lab's: its hosts get the lab's sites and secrets through
-the real pillar. Every host of every farm is rendered; those of `EVERYWHERE` for each size on each
-system, the others for two sizes that lie far apart, on Debian 12.
+the real pillar. Every host of every farm is rendered: the one with all roles for each size on each
+system, those with one role for each size and for each system, the others for two sizes that lie far
+apart, on Debian 12.
 """
 
 import functools
+import itertools
 
 import salt.loader
 import yaml
@@ -97,17 +99,23 @@ FARMS = {
         data2=["database", "cache", "broker"],
     ),
 }
-EVERYWHERE = ("apart", "onebox")
 
 
 def hosts():
     """Every host to render, as (farm, minion id, size, system)."""
     for farm, inventory in FARMS.items():
         for host in inventory:
-            if farm in EVERYWHERE:
-                yield from ((farm, host, size, system) for system in SYSTEMS for size in SIZES)
-            else:
-                yield from ((farm, host, size, "bookworm") for size in ("1G", "64G"))
+            yield from ((farm, host, size, system) for size, system in _variants(farm))
+
+
+def _variants(farm):
+    """The sizes and systems of a farm's hosts."""
+    if farm == "onebox":
+        return list(itertools.product(SIZES, SYSTEMS))
+    if farm == "apart":
+        others = [("8G", system) for system in SYSTEMS if system != "bookworm"]
+        return [(size, "bookworm") for size in SIZES] + others
+    return [("1G", "bookworm"), ("64G", "bookworm")]
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import copy
 import functools
 import pathlib
 import shutil
+import sys
 import tempfile
 
 import jinja2
@@ -135,12 +136,10 @@ class Compiler:
     def become(self, grains, pillar):
         """Be this host from now on."""
         grains, pillar = dict(grains), copy.deepcopy(pillar)
-        for opts in (self.high.opts, self.state.opts):
-            opts["grains"], opts["pillar"], opts["id"] = grains, pillar, grains["id"]
         for loader in self._loaders():
             loader.pack["__grains__"], loader.pack["__pillar__"] = grains, pillar
-            for opts in (loader.opts, loader.pack["__opts__"]):
-                opts["grains"], opts["pillar"], opts["id"] = grains, pillar, grains["id"]
+        for opts in self._options():
+            opts["grains"], opts["pillar"], opts["id"] = grains, pillar, grains["id"]
         # What compares the top file's targets with the id keeps a loader of its own.
         self.high.matchers = salt.loader.matchers(self.high.opts)
         self.high.iorder = 10000
@@ -155,6 +154,17 @@ class Compiler:
             yield state.functions._dunder_salt
         for loader in (state.rend, state.states, state.utils, state.serializers):
             yield loader if hasattr(loader, "pack") else loader._dict  # some are in a filter
+
+    def _options(self):
+        """Every copy of the configuration that something looks into."""
+        yield from (self.high.opts, self.state.opts)
+        for loader in self._loaders():
+            yield from (loader.opts, loader.pack["__opts__"])
+        for name, module in list(sys.modules.items()):
+            if name.startswith("salt.loaded.") and isinstance(
+                module.__dict__.get("__opts__"), dict
+            ):
+                yield module.__opts__
 
     def chunks(self):
         """
