@@ -23,7 +23,16 @@ _LAST_LINES = 25
 
 
 def run(
-    site, command, build=False, env=None, cwd=None, stdin=None, umask=0o027, timeout=1800, task=None
+    site,
+    command,
+    build=False,
+    env=None,
+    cwd=None,
+    stdin=None,
+    umask=0o027,
+    timeout=1800,
+    task=None,
+    answer=False,
 ):
     """
     Run a command for a site, without root's rights.
@@ -47,8 +56,11 @@ def run(
         Seconds after which the command and all that it started are killed; ``None`` for never.
     task
         What the command does, for the error message; the command itself if not given.
+    answer
+        What it prints is an answer to be read by a program: warnings stay out of it.
 
-    Returns what it printed, standard output and errors together, without the site's secrets.
+    Returns what it printed, standard output and errors together (``answer``: standard output
+    alone), without the site's secrets.
     Raises ``CommandExecutionError`` with its last lines if it fails or takes too long. It dies
     with the process that called it.
 
@@ -75,7 +87,7 @@ def run(
             cwd=cwd or paths["root"],
             stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE if answer else subprocess.STDOUT,
             text=True,
             errors="replace",
             umask=umask,
@@ -84,7 +96,7 @@ def run(
     except OSError as error:
         raise CommandExecutionError(f"{task}: {error}") from error
     try:
-        output, _ = process.communicate(stdin, timeout=timeout)
+        output, warnings = process.communicate(stdin, timeout=timeout)
     except subprocess.TimeoutExpired:
         _kill(process)
         output, _ = process.communicate()
@@ -97,6 +109,7 @@ def run(
         raise
     output = redact(site, output)
     if process.returncode:
+        output += redact(site, warnings or "")
         raise CommandExecutionError(
             f"{task} failed with exit code {process.returncode}:\n{_last(output)}"
         )

@@ -359,6 +359,7 @@ def _git(site, command, task=None, env=None, timeout=600, cwd=None):
         cwd=cwd,
         timeout=timeout,
         task=task or f"git {command[0]}",
+        answer=True,
     )
 
 
