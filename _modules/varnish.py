@@ -492,7 +492,8 @@ def _admin_json(command, *arguments):
 
 
 def _admin(*command):
-    return _run("varnishadm", *command)
+    # A varnishd that was just started on a busy host takes longer than varnishadm's own 5 s.
+    return _run("varnishadm", "-t", "30", *command)
 
 
 def _run(*command):

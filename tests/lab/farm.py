@@ -1,5 +1,6 @@
 """A lab: the hosts of the inventory on one machine, from ``up`` to ``down``."""
 
+import concurrent.futures
 import contextlib
 import difflib
 import fcntl
@@ -272,8 +273,7 @@ class Lab:
                 output.open_log(self.log)
             with output.step(f"taking the lab {self.name!r} down"):
                 self._end_processes()
-                for root in self._mounts():
-                    run("umount", root)
+                self._unmount()
                 network.close(self.name)
                 cgroups.remove(self.name)
                 self._forget_nspawn()
@@ -303,11 +303,16 @@ class Lab:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def _unmount(self):
+        """Unmount all disks at once: each waits for the machine's file system to be flushed."""
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            list(pool.map(lambda root: run("umount", root), self._mounts()))
+
     def _mounts(self):
-        """The lab's mounts, the innermost first."""
+        """The disks that are mounted."""
         lines = pathlib.Path("/proc/self/mounts").read_text().splitlines()
         folders = [line.split()[1] for line in lines]
-        return [folder for folder in reversed(folders) if folder.startswith(f"{self.folder}/")]
+        return [folder for folder in folders if folder.startswith(f"{self.folder}/")]
 
     def _forget_nspawn(self):
         for kind in ("propagate", "unix-export"):
