@@ -155,7 +155,7 @@ def test_of_a_service_that_runs_elsewhere_nothing_is_computed(minion):
 
 
 def test_a_host_listed_as_a_pattern(minion):
-    assert minion("app7")["settings.get"]("nginx")["port"] == 80
+    assert minion("app7")["settings.get"]("nginx")["port"] == 8080
 
 
 def test_diff_tells_what_was_set(minion):
