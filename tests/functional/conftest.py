@@ -36,6 +36,7 @@ def salt_master(salt_factories):
             "module_dirs": [str(CHECKOUT)],
             "fileserver_list_cache_time": 1,  # the plugin's 0 makes minions wait for each other
             "worker_threads": 3,
+            "gather_job_timeout": 60,
             "log_level_logfile": "warning",
         },
     )
@@ -52,7 +53,7 @@ def salt(salt_master):
         for name in ("app1", "stranger")
     ]
     with minions[0].started(), minions[1].started():
-        command = salt_master.salt_cli()
+        command = salt_master.salt_cli(timeout=120)  # a busy machine answers late
 
         def call(minion, function, *arguments):
             return command.run(function, *arguments, minion_tgt=minion)

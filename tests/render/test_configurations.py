@@ -68,12 +68,11 @@ def _system():
     return codename if codename in matrix.SYSTEMS else "bookworm"
 
 
-# A configuration differs by size in numbers only: all sizes where all daemons share a host, two of
-# them elsewhere.
+# Sizes differ in numbers only: all of them where all daemons share a host, one of them elsewhere.
 HOSTS = [
     name
     for name in matrix.hosts()
-    if name[3] == _system() and (name[0] == "onebox" or name[2] in ("1G", "64G"))
+    if name[3] == _system() and (name[0] == "onebox" or name[2] == "1G")
 ]
 
 
