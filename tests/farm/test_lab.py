@@ -115,6 +115,14 @@ def test_a_cut_host_is_off_the_network_and_mended_back_on_it(lab):
     assert lab.run("master", *ping, check=False).returncode == 0
 
 
+def test_status_shows_each_host_with_its_release(lab):
+    live = lab.run("app1", "readlink", "/srv/sites/newsroom/current").stdout.strip()
+    lines = {line.split()[0]: line for line in ask("status").stdout.splitlines()[1:]}
+    assert set(lines) == set(lab.hosts)
+    assert re.search(r" up +198\.18\.0\.31 +\d+ / 1024 MiB +app ", lines["app1"])
+    assert lines["app1"].endswith(f"newsroom {live.rsplit('/', 1)[-1]}")
+
+
 def test_packages_are_downloaded_once(lab):
     """Two hosts fetch the same package; the second's comes out of the lab's own cache."""
     fetch = "cd /tmp && rm -f zile_* && apt-get update -q && apt-get download -q zile && rm zile_*"

@@ -101,8 +101,9 @@ class Host:
 
     def releases(self):
         """The live release of each site on the disk: a dict by site."""
-        links = self.root.glob("srv/sites/*/current")
-        return {link.parent.name: link.readlink().name for link in links}
+        links = [site / "current" for site in self.root.glob("srv/sites/*")]
+        # From outside, where they point to isn't there.
+        return {link.parent.name: link.readlink().name for link in links if link.is_symlink()}
 
     def _set_up(self):
         """What tells this host from the others, before its first boot."""
