@@ -11,11 +11,19 @@ varnish/unit:
     - mode: '0644'
     - makedirs: True
 
+# Debian's log daemon would start with the package and fail, as Varnish doesn't run yet; ours is
+# below.
+varnish/log/debian:
+  file.symlink:
+    - name: /etc/systemd/system/varnishncsa.service
+    - target: /dev/null
+
 varnish/package:
   pkg.installed:
     - name: varnish
     - require:
       - file: varnish/unit
+      - file: varnish/log/debian
 
 varnish/daemon-reload:
   module.run:
