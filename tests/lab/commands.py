@@ -60,6 +60,11 @@ def stream(*command, env=None):
         raise LabError(explain(command, done.returncode, ""))
 
 
+def remove(folder):
+    """Remove a folder, if it is there, without following what is mounted in it."""
+    run("rm", "-rf", "--one-file-system", folder)
+
+
 def explain(command, code, said):
     """One sentence about a command that failed."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]

@@ -9,14 +9,13 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 
 from tests.lab import cgroups, image, machine, network, output, package_cache, salt, sources
-from tests.lab.commands import LabError, UsageError, run
+from tests.lab.commands import LabError, UsageError, remove, run
 from tests.lab.host import Host, supervisors
 
 STATE = pathlib.Path("/var/lib/saltern-lab")
@@ -273,12 +272,11 @@ class Lab:
                 output.open_log(self.log)
             with output.step(f"taking the lab {self.name!r} down"):
                 self._end_processes()
-                self._unmount()
+                self._remove_disks()
                 network.close(self.name)
                 cgroups.remove(self.name)
                 self._forget_nspawn()
-                if self.folder.exists():
-                    shutil.rmtree(self.folder)
+                remove(self.folder)
                 if not others(self.name):
                     machine.restore_kernel(STATE)
 
@@ -303,10 +301,11 @@ class Lab:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def _unmount(self):
-        """Unmount all disks at once: each waits for the machine's file system to be flushed."""
+    def _remove_disks(self):
+        """Remove all disks at once: each waits for the machine's file system to be flushed."""
         with concurrent.futures.ThreadPoolExecutor() as pool:
             list(pool.map(lambda root: run("umount", root), self._mounts()))
+            list(pool.map(remove, (self.folder / "hosts").glob("*")))
 
     def _mounts(self):
         """The disks that are mounted."""
@@ -318,7 +317,7 @@ class Lab:
         for kind in ("propagate", "unix-export"):
             folder = pathlib.Path("/run/systemd/nspawn") / kind
             for path in folder.glob(f"saltern-{self.name}-*") if folder.exists() else []:
-                shutil.rmtree(path, ignore_errors=True)
+                remove(path)
 
 
 def others(name):
@@ -340,5 +339,5 @@ def forget(kinds):
         folder = CACHE / kind
         if kind == "images":
             image.prune(folder, used_images(), spare=0)
-        elif folder.exists():
-            shutil.rmtree(folder)
+        else:
+            remove(folder)

@@ -5,14 +5,13 @@ import os
 import pathlib
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import time
 import uuid
 
 from tests.lab import cgroups, network
-from tests.lab.commands import LabError, UsageError, run
+from tests.lab.commands import LabError, UsageError, remove, run
 
 CHECKOUT = "/srv/saltern"
 ENVIRONMENT = {
@@ -88,8 +87,7 @@ class Host:
         """Throw the disk away."""
         if os.path.ismount(self.root):
             run("umount", self.root)
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        remove(self.folder)
 
     def write(self, path, text, mode=0o644):
         """Write a file of the host from outside."""
