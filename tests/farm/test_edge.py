@@ -149,7 +149,7 @@ def test_an_app_host_is_drained_and_put_back(lab):
     [
         ("lb*", "service.reload", ["haproxy"]),
         ("cache*", "varnish.reload", []),
-        ("app*", "service.reload", ["nginx"]),
+        pytest.param("app*", "service.reload", ["nginx"], marks=pytest.mark.drill),
     ],
 )
 def test_a_reload_fails_no_request(lab, target, function, arguments):
@@ -158,7 +158,7 @@ def test_a_reload_fails_no_request(lab, target, function, arguments):
         lab.salt(target, function, *arguments)
 
     # For nginx pages that aren't kept; for the others what visitors see.
-    url = "http://198.18.0.31/health/" if target == "app*" else "http://198.18.0.11/"
+    url = "http://198.18.0.31:8080/health/" if target == "app*" else "http://198.18.0.11/"
     report = while_loaded(lab, url, act, rate=500, seconds=8)
     assert report["sent"] == 4000
     assert report["failed"] == 0, report
@@ -203,6 +203,7 @@ def test_the_shared_address_moves_within_three_seconds(lab):
         lab.mend(first)
 
 
+@pytest.mark.drill
 def test_an_accelerator_is_lost(lab):
     report = while_loaded(
         lab, "http://198.18.0.11/", lambda: lab.cut("cache1"), rate=100, seconds=8, timeout=10
@@ -211,6 +212,7 @@ def test_an_accelerator_is_lost(lab):
     assert report["failed"] == 0, report
 
 
+@pytest.mark.drill
 def test_an_app_host_is_lost(lab):
     url = "http://198.18.0.11/?lost={n}"
     report = while_loaded(lab, url, lambda: lab.cut("app1"), rate=10, seconds=10, timeout=12)
