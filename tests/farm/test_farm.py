@@ -71,7 +71,6 @@ def test_a_second_run_changes_nothing_anywhere(applied_again):
     assert not changed
 
 
-@pytest.mark.drill
 def test_a_host_lost_and_started_empty_converges_to_the_same(lab, applied_again):
     release = lab.salt("app1", "deploy.status")["app1"]["newsroom"]["live"]
     lab.kill(LOST)
