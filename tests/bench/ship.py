@@ -33,16 +33,15 @@ base=$(git show main:requirements.txt)
 put() { git update-index --add --cacheinfo 100644,"$(git hash-object -w --stdin)",$1; }
 [ $(($1 % 2)) = 0 ] || printf '%s\\niniconfig==2.0.0\\n' "$base" | put requirements.txt
 for n in $(seq 1 $1); do
-    before=$(printf 'bench_%04d' $((n - 1)))
+    before=$(printf 'bench_%s_%04d' $3 $((n - 1)))
     [ $n -gt 1 ] || before=$2
-    put articles/migrations/$(printf 'bench_%04d' $n).py <<END
+    put articles/migrations/$(printf 'bench_%s_%04d' $3 $n).py <<END
 from django.db import migrations
 class Migration(migrations.Migration):
     dependencies = [("articles", "$before")]
-    operations = [migrations.RunSQL("CREATE TABLE IF NOT EXISTS bench_$n (n int)")]
+    operations = [migrations.RunSQL("CREATE TABLE bench_$3_$n (n int)")]
 END
 done
-rm -f /tmp/bench-parent
 commit=$(git commit-tree "$(git write-tree)" -p main -m "Bench $1")
 git update-ref refs/heads/bench-$1 $commit
 rm -f "$GIT_INDEX_FILE"
@@ -58,6 +57,8 @@ class Bench:
         self.lab = farm.Lab(options.name, ROOT)
         self.master = self.lab.hosts["master"]
         self.ships = []
+        # Of this run alone: its migrations were never applied before.
+        self.mark = str(int(time.time()))
 
     def run(self):
         print(f"{self.options.ships} ships, strategy {self.options.strategy}, "
@@ -92,7 +93,7 @@ class Bench:
         return subprocess.Popen(network.on_hub(self.lab.name, command), stdout=answers)
 
     def ship(self, number, leaf):
-        commit = self.master_run("sh", "-c", COMMIT, "bench", str(number), leaf).strip()
+        commit = self.master_run("sh", "-c", COMMIT, "bench", str(number), leaf, self.mark).strip()
         began = time.monotonic() - self.started
         told = json.loads(self.master_run(
             "salt", "--out=json", "--static", "--timeout=60", self.options.target,
