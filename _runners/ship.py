@@ -15,7 +15,6 @@ import salt.client
 import salt.key
 import salt.pillar
 import salt.utils.event
-from salt.exceptions import SaltRunnerError
 
 # The roles whose hosts hold a site's releases; app hosts come first, workers last.
 _ROLES = ("app", "worker")
@@ -33,6 +32,7 @@ def release(
     soak=0,
     drain=False,
     on_failure="rollback",
+    without="",
     force=False,
     allow_destructive=False,
     strategy=None,
@@ -58,13 +58,15 @@ def release(
         Take the hosts of a batch out of the balancers and accelerators meanwhile.
     on_failure
         ``rollback``: hosts that went live already go back. ``stop``: they stay.
+    without
+        Hosts that are left out, separated by commas: those that are known to be off.
     force, allow_destructive, strategy
         As for ``deploy.ship``.
     timeout
         Seconds that a step may take on a host.
 
     Returns ``result``, ``comment``, ``release``, ``sha``, ``seconds`` and ``hosts`` (what each
-    host's last step returned). The exit code is 1 unless every host went live.
+    host said last). The exit code is 1 unless every host went live.
 
     CLI Example:
 
@@ -73,29 +75,24 @@ def release(
         salt-run ship.release
         salt-run ship.release newsroom rev=v1.4 batch=2 soak=30 drain=True
     """
-    if on_failure not in ("rollback", "stop"):
-        raise SaltRunnerError(f"on_failure={on_failure!r}: it is one of rollback, stop.")
-    farm = _Farm(site, environment, timeout)
     options = {"force": force, "allow_destructive": allow_destructive, "strategy": strategy}
     options = {name: value for name, value in options.items() if value}
-    started = time.monotonic()
-    report = {"result": False, "site": farm.site, "release": None, "sha": None, "hosts": {}}
-    try:
-        _release(farm, report, rev, options, _Policy(batch, canary, soak, drain, on_failure))
-        report["result"] = True
-        report["comment"] = f"{report['release']} is live on {len(farm.hosts)} hosts."
-    except _ShipError as stopped:
-        report["comment"] = str(stopped)
-    report["seconds"] = round(time.monotonic() - started, 2)
-    report["retcode"] = 0 if report["result"] else 1
-    return report
+
+    def do(report):
+        policy = _Policy(batch, canary, soak, drain, on_failure)
+        farm = _Farm(site, environment, without, timeout)
+        report["site"] = farm.site
+        _release(farm, report, rev, options, policy)
+        return f"{report['release']} is live on {len(farm.hosts)} hosts."
+
+    return _reported(do)
 
 
-def rollback(site=None, environment=None, keep_migrations=False, timeout=600):
+def rollback(site=None, environment=None, keep_migrations=False, without="", timeout=600):
     """
     Go back to the release before, on all hosts of a site at once.
 
-    site, environment
+    site, environment, without
         As for :func:`release`.
     keep_migrations
         As for ``deploy.rollback``.
@@ -111,13 +108,27 @@ def rollback(site=None, environment=None, keep_migrations=False, timeout=600):
 
         salt-run ship.rollback newsroom
     """
-    farm = _Farm(site, environment, timeout)
-    started = time.monotonic()
-    report = {"result": False, "site": farm.site, "hosts": {}}
     options = {"keep_migrations": True} if keep_migrations else {}
-    try:
+
+    def do(report):
+        farm = _Farm(site, environment, without, timeout)
+        report["site"] = farm.site
         farm.must(report, "rollback", farm.hosts, "deploy.rollback", **options)
-        report.update(result=True, comment=f"{len(farm.hosts)} hosts went back.")
+        return f"{len(farm.hosts)} hosts went back."
+
+    return _reported(do)
+
+
+def _reported(do):
+    """
+    What a runner returns: Salt prints a traceback for whatever is raised, so nothing is.
+    ``retcode`` becomes the command's exit code.
+    """
+    started = time.monotonic()
+    report = {"result": False, "comment": "", "site": None, "hosts": {}}
+    try:
+        report["comment"] = do(report)
+        report["result"] = True
     except _ShipError as stopped:
         report["comment"] = str(stopped)
     report["seconds"] = round(time.monotonic() - started, 2)
@@ -133,8 +144,11 @@ class _Policy:
     """How carefully a release goes live."""
 
     def __init__(self, batch, canary, soak, drain, on_failure):
+        if on_failure not in ("rollback", "stop"):
+            raise _ShipError(f"on_failure={on_failure!r}: it is one of rollback, stop.")
         self.batch, self.canary, self.soak = batch, canary, float(soak)
         self.drain, self.on_failure = drain, on_failure
+        _size(batch, 1)
 
     def batches(self, hosts):
         """The app hosts in the groups in which they go live."""
@@ -153,7 +167,7 @@ def _size(batch, count):
     except ValueError:
         number = 0
     if number <= 0:
-        raise SaltRunnerError(f"batch={batch!r}: it is a number of hosts or a percentage.")
+        raise _ShipError(f"batch={batch!r}: it is a number of hosts or a percentage.")
     return max(1, int(count * number / 100)) if text.endswith("%") else max(1, int(number))
 
 
@@ -186,7 +200,7 @@ def _go_live(farm, report, group, drain, options, live):
     finally:
         if drain:
             farm.ready(group)
-    report["hosts"].update(returned)
+    _note(report, returned)
     for host, found in returned.items():
         if _well(found) and found["from"] != found["release"]:
             live[host] = found["from"]
@@ -213,11 +227,20 @@ def _go_back(farm, report, policy, live, why):
     for before in sorted({live[host] for host in back}):
         hosts = [host for host in back if live[host] == before]
         returned = farm.run("rollback", hosts, "deploy.rollback", to=before, keep_migrations=True)
-        report["hosts"].update(returned)
+        _note(report, returned)
         failed = [host for host in hosts if not _well(returned[host])]
         if failed:
             raise _ShipError(f"{why}\nGoing back failed on {', '.join(failed)}: look there.")
     raise _ShipError(f"{why}\nWent back: {', '.join(back)}.")
+
+
+def _note(report, returned):
+    """What each host said last; the phases were shown while they ran."""
+    report["hosts"].update({host: _said(found) for host, found in sorted(returned.items())})
+
+
+def _said(returned):
+    return returned["comment"] if isinstance(returned, dict) else str(returned)
 
 
 def _well(returned):
@@ -227,7 +250,7 @@ def _well(returned):
 class _Farm:
     """The hosts of one site, and the way to let them do something."""
 
-    def __init__(self, site, environment, timeout):
+    def __init__(self, site, environment, without, timeout):
         self.timeout = timeout
         self.client = salt.client.get_local_client(__opts__["conf_file"])
         pillar = _environment(site, environment)
@@ -235,19 +258,21 @@ class _Farm:
         if site is None and len(sites) == 1:
             site = sites[0]
         if site not in sites:
-            raise SaltRunnerError(f"Name a site. In {pillar['environment']}: {', '.join(sites)}.")
+            raise _ShipError(f"Name a site. In {pillar['environment']}: {', '.join(sites)}.")
         self.site = site
-        hosts, silent = _hosts(pillar["hosts"])
+        left_out = [word.strip() for word in str(without).split(",") if word.strip()]
+        hosts, silent = _hosts(pillar["hosts"], left_out)
         if silent:
-            raise SaltRunnerError(
+            raise _ShipError(
                 f"No accepted key for {', '.join(silent)}: they stand in the inventory of "
-                f"{pillar['environment']} but can't be reached. Nothing was done."
+                f"{pillar['environment']} but can't be reached. Nothing was done. If they are "
+                f"meant to be off: without={','.join(silent)}"
             )
         self.app = [host for host, roles in hosts.items() if "app" in roles]
         self.workers = [host for host in hosts if host not in self.app]
         self.hosts = self.app + self.workers
         if not self.hosts:
-            raise SaltRunnerError(f"{pillar['environment']} has no host with a role of {_ROLES}.")
+            raise _ShipError(f"{pillar['environment']} has no host with a role of {_ROLES}.")
         named = [(h, entry.get("roles") or []) for h, entry in pillar["hosts"].items()]
         self.front = {
             "haproxy": [host for host, roles in named if "loadbalancer" in roles],
@@ -261,17 +286,14 @@ class _Farm:
     def must(self, report, step, hosts, function, **options):
         """Let hosts do something; unless all do it well, nothing more is done."""
         returned = self.run(step, hosts, function, **options)
-        report["hosts"].update(returned)
+        _note(report, returned)
         self.refuse(step, returned)
         return returned
 
     def refuse(self, step, returned):
         failed = {host: found for host, found in returned.items() if not _well(found)}
         if failed:
-            told = (
-                f"{host}: {found['comment'] if isinstance(found, dict) else found}"
-                for host, found in sorted(failed.items())
-            )
+            told = (f"{host}: {_said(found)}" for host, found in sorted(failed.items()))
             raise _ShipError(f"{step} failed on {len(failed)} of {len(returned)} hosts.\n"
                            + "\n".join(told))  # fmt: skip
 
@@ -363,7 +385,7 @@ def _environment(site, environment):
         if name and environment in (None, name) and (not site or site in pillar.get("sites", {})):
             found[name] = pillar
     if len(found) != 1:
-        raise SaltRunnerError(
+        raise _ShipError(
             f"Which environment? {', '.join(sorted(found))} have such a site: environment=…"
             if found
             else f"No environment of this master's minions has the site {site or ''}."
@@ -376,16 +398,22 @@ def _accepted():
         return sorted(key.list_keys()["minions"])
 
 
-def _hosts(entries):
+def _hosts(entries, without):
     """Roles by minion id, of the hosts that hold releases; and those that have no key."""
     keys, found, silent = _accepted(), {}, []
+    unknown = [host for host in without if host not in keys and host not in entries]
+    if unknown:
+        raise _ShipError(f"without={unknown[0]}: there is no such host.")
     for entry, facts in sorted(entries.items()):
         roles = [role for role in facts.get("roles") or [] if role in _ROLES]
         if not roles:
             continue
         if any(sign in entry for sign in "*?["):
             matching = [k for k in keys if fnmatch.fnmatch(k, entry) and k not in entries]
+            matching = [host for host in matching if host not in without]
             found.update(dict.fromkeys(matching, roles))
+        elif entry in without:
+            continue
         elif entry in keys:
             found[entry] = roles
         else:
@@ -423,8 +451,7 @@ class _Display:
     def done(self, step, host, returned):
         self.phases.pop(host, None)
         if not _well(returned):
-            told = returned["comment"] if isinstance(returned, dict) else returned
-            self.line(f"{host:12} {step:10} FAILED {str(told).splitlines()[0]}")
+            self.line(f"{host:12} {step:10} FAILED {_said(returned).splitlines()[0]}")
 
     def _erase(self):
         if self.live and self.drawn:

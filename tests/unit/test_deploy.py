@@ -6,7 +6,7 @@ import pathlib
 import deploy
 import pytest
 import release
-from salt.exceptions import CommandExecutionError, SaltRunnerError
+from salt.exceptions import CommandExecutionError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -127,5 +127,5 @@ def test_one_host_is_its_own_canary():
 
 @pytest.mark.parametrize("batch", ["", "x", 0, "-1", "0%"])
 def test_a_batch_is_a_number_or_a_percentage(batch):
-    with pytest.raises(SaltRunnerError):
+    with pytest.raises(runner._ShipError):
         runner._size(batch, 5)
