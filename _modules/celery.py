@@ -20,70 +20,6 @@ _DRAINED = pathlib.Path("/var/lib/saltern/celery.drained")
 _LIVE = ("active", "activating", "reloading")
 
 
-def units(site=None):
-    """
-    The units that this host should have, for the release that is live.
-
-    site
-        Only the units of this site.
-
-    Returns a list of dictionaries: ``name`` (without the release), ``site``, ``kind`` (``queue``,
-    ``beat`` or ``daemon``), ``of`` (the queue or daemon, or the site), and ``processes`` and
-    ``why`` or ``command``. Raises ``CommandExecutionError`` if the pillar's names clash or a site
-    has queues but no application.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt 'worker*' celery.units
-    """
-    if "worker" not in __salt__["inventory.roles"]():
-        return []
-    found = [unit for name in __salt__["sites.list"]() for unit in _units(name)]
-    names = [unit["name"] for unit in found]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise CommandExecutionError(
-            f"Two queues or daemons would be called {twice[0]}: rename one in sites.yaml."
-        )
-    return [unit for unit in found if site in (None, unit["site"])]
-
-
-def _units(name):
-    site = __salt__["sites.get"](name)
-    if (site["queues"] or site["beat"]) and not site["celery_app"]:
-        raise CommandExecutionError(
-            f"sites.{name}: queues and beat need celery_app, the module of the application."
-        )
-    settings = __salt__["settings.get"]("celery")
-    sharing = [queue for queue, processes in site["queues"].items() if not processes]
-    made = []
-    for queue, processes in sorted(site["queues"].items()):
-        why = "set in sites.yaml"
-        if not processes:
-            processes = max(1, settings["concurrency"] // len(sharing))
-            why = f"{settings['concurrency']} shared by {len(sharing)} queues: "
-            why += settings["why"].get("concurrency", "set in pillar")
-        made.append(_unit(name, "queue", queue, processes=processes, why=why))
-    if site["beat"]:
-        made.append(_unit(name, "beat", "beat"))
-    for daemon, command in sorted(site["daemons"].items()):
-        made.append(_unit(name, "daemon", daemon, command=command))
-    return made
-
-
-def _unit(site, kind, of, **more):
-    for word in (site, of):
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", word):
-            raise CommandExecutionError(
-                f"sites.{site}: {word!r} can't name a queue or daemon. "
-                "Allowed: letters, digits, '_', '.', '-'."
-            )
-    prefix = "daemon" if kind == "daemon" else "celery"
-    return {"name": f"{prefix}-{site}-{of}", "site": site, "kind": kind, "of": of, **more}
-
-
 def live(site):
     """
     The release of a site that is live on this host.
@@ -119,7 +55,7 @@ def status(site):
 
         salt 'worker*' celery.status newsroom
     """
-    patterns = [f"{unit['name']}@*.service" for unit in units(site)]
+    patterns = [f"{unit['name']}@*.service" for unit in __salt__["celery.units"](site)]
     if not patterns:
         return {}
     listed = _systemctl("list-units", "--all", "--plain", "--no-legend", *patterns)["stdout"]
@@ -178,7 +114,7 @@ def shipped(site, release):
 
 
 def _change_over(site, release):
-    wanted = units(site)
+    wanted = __salt__["celery.units"](site)
     queues = [_named(unit, release) for unit in wanted if unit["kind"] == "queue"]
     # Of beat and of a daemon there is never more than one on a host: first the old one ends.
     single = [_named(unit, release) for unit in wanted if unit["kind"] != "queue"]
@@ -269,7 +205,7 @@ def resume():
     return {
         site: shipped(site, live(site))
         for site in __salt__["sites.list"]()
-        if units(site) and live(site)
+        if __salt__["celery.units"](site) and live(site)
     }
 
 
@@ -315,7 +251,9 @@ def inspect(site):
 
 def _failed(site):
     """Tasks that failed within the last hour, by name, from the journal."""
-    chosen = [word for unit in units(site) for word in ("-u", f"{unit['name']}@*")]
+    chosen = [
+        word for unit in __salt__["celery.units"](site) for word in ("-u", f"{unit['name']}@*")
+    ]
     if not chosen:
         return {}
     log = __salt__["cmd.run_all"](

@@ -402,8 +402,11 @@ def _files(services):
     sources = [f"{name}/{file}" for name in services for file in ("defaults.yaml", "os.yaml")]
     sources.append(_SITE_SCHEMA)
     urls = [f"salt://{source}" for source in sources]
+    # salt-ssh works these settings out on the master, and its own `cp` would copy to the host.
+    client = __context__.get("fileclient")
     # All at once: each call of `cp` may make a file client of its own, which takes 50 ms.
-    return dict(zip(sources, __salt__["cp.cache_files"](urls), strict=True))
+    cached = client.cache_files(urls) if client else __salt__["cp.cache_files"](urls)
+    return dict(zip(sources, cached, strict=True))
 
 
 def _exists(files, service):

@@ -152,7 +152,8 @@ backup/passphrase:
 backup/plan:
   file.managed:
     - name: /etc/saltern/backup.json
-    - contents: {{ salt['backup.plan']() | json | json }}
+    - source: salt://backup/files/backup.json
+    - template: jinja
     - mode: '0644'
     - makedirs: True
 

@@ -61,39 +61,39 @@ def module(name, host="cache1", roles=("cache",), sites=None, **settings):
 
 
 def test_first_cache_host_takes_writes_and_others_follow():
-    assert module("redis").server("session")["follows"] is None
-    other = module("redis", host="cache2").server("session")
+    assert module("redis_servers").server("session")["follows"] is None
+    other = module("redis_servers", host="cache2").server("session")
     assert other["follows"] == {"id": "cache1", "address": "10.0.0.1"}
 
 
 def test_named_cache_host_takes_writes():
     told = {"primary": "cache2"}
-    assert module("redis", redis=told).server("session")["follows"]["id"] == "cache2"
-    assert module("redis", host="cache2", redis=told).server("session")["follows"] is None
+    assert module("redis_servers", redis=told).server("session")["follows"]["id"] == "cache2"
+    assert module("redis_servers", host="cache2", redis=told).server("session")["follows"] is None
 
 
 def test_primary_that_is_no_cache_host_is_refused():
     with pytest.raises(CommandExecutionError, match=r"'cache9' is no cache host.*cache1, cache2"):
-        module("redis", redis={"primary": "cache9"}).servers()
+        module("redis_servers", redis={"primary": "cache9"}).servers()
 
 
 def test_redis_servers_of_a_host_share_its_memory():
-    both = module("redis", redis={"purposes": ["cache", "session"]}).servers()
+    both = module("redis_servers", redis={"purposes": ["cache", "session"]}).servers()
     assert [one["memory"] for one in both] == [50 << 20, 50 << 20]
 
 
 def test_redis_is_the_broker_where_the_one_line_says_so():
-    told = module("redis", roles=["broker"], celery={"broker": "redis"})
+    told = module("redis_servers", roles=["broker"], celery={"broker": "redis"})
     (broker,) = told.servers()
     assert broker["purpose"] == "broker"
     assert broker["eviction"] == "noeviction"
     assert broker["persistent"]
-    assert module("redis", roles=["broker"]).servers() == []
+    assert module("redis_servers", roles=["broker"]).servers() == []
 
 
 def test_unknown_purpose_is_refused():
     with pytest.raises(CommandExecutionError, match="'sessions' is no purpose"):
-        module("redis", redis={"purposes": ["sessions"]}).servers()
+        module("redis_servers", redis={"purposes": ["sessions"]}).servers()
 
 
 def test_a_site_reaches_only_its_own_keys_and_no_password_is_written():
@@ -133,7 +133,7 @@ def test_broker_passwords_are_hashed_as_rabbitmq_does():
 
 
 def worker(**sites):
-    return module("celery", host="worker1", roles=["worker"], sites=sites)
+    return module("celery_units", host="worker1", roles=["worker"], sites=sites)
 
 
 def test_each_queue_beat_and_daemon_has_a_unit():
@@ -171,18 +171,18 @@ def test_a_queue_that_can_name_no_unit_is_refused():
 
 
 def test_hosts_without_the_role_have_no_workers():
-    assert module("celery", roles=["app"]).units() == []
+    assert module("celery_units", roles=["app"]).units() == []
 
 
 @pytest.mark.parametrize("processes", [0, -1, "many", 1.5])
 def test_scale_wants_a_whole_number(processes):
     with pytest.raises(CommandExecutionError, match="at least 1"):
-        worker(shop={"queues": {"high": 1}}).scale("shop", "high", processes)
+        module("celery").scale("shop", "high", processes)
 
 
 def test_scale_names_the_queues_there_are():
     with pytest.raises(CommandExecutionError, match=r"no queue 'hihg'\. Its queues: high"):
-        worker(shop={"queues": {"high": 1}}).scale("shop", "hihg", 2)
+        module("celery").scale("shop", "hihg", 2)
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+../_modules/celery_units.py

@@ -1,0 +1,1 @@
+../_modules/inventory.py

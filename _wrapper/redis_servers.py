@@ -1,0 +1,1 @@
+../_modules/redis_servers.py
