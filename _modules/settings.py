@@ -218,6 +218,8 @@ def errors():
 
 def _afresh(function, *arguments):
     """Ask as a state run would, with a pillar that is compiled now."""
+    if _ssh_client():
+        return __salt__[f"settings.{function}"](*arguments, fresh=False)
     with salt.state.HighState(__opts__) as high:
         return high.state.functions[f"settings.{function}"](*arguments, fresh=False)
 
@@ -402,11 +404,19 @@ def _files(services):
     sources = [f"{name}/{file}" for name in services for file in ("defaults.yaml", "os.yaml")]
     sources.append(_SITE_SCHEMA)
     urls = [f"salt://{source}" for source in sources]
-    # salt-ssh works these settings out on the master, and its own `cp` would copy to the host.
-    client = __context__.get("fileclient")
     # All at once: each call of `cp` may make a file client of its own, which takes 50 ms.
+    client = _ssh_client()
     cached = client.cache_files(urls) if client else __salt__["cp.cache_files"](urls)
     return dict(zip(sources, cached, strict=True))
+
+
+def _ssh_client():
+    """
+    The file client of salt-ssh, if it is what runs this: on the master, with a fresh pillar.
+
+    Its own ``cp`` would copy the files to the host.
+    """
+    return __context__.get("fileclient")
 
 
 def _exists(files, service):

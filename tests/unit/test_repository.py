@@ -73,7 +73,7 @@ def _assigns(node, name):
     return isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name
 
 
-@pytest.mark.parametrize("kind", ["_modules", "_states", "_grains", "_runners"])
+@pytest.mark.parametrize("kind", ["_modules", "_states", "_grains", "_runners", "_wrapper"])
 def test_salt_finds_the_modules_through_links(kind):
     """Salt looks for them below file_roots, people at the top."""
     link = ROOT / "salt" / kind
@@ -81,6 +81,17 @@ def test_salt_finds_the_modules_through_links(kind):
     assert link.readlink() == pathlib.Path("..", kind)
     if (ROOT / kind).is_dir():
         assert link.resolve() == ROOT / kind
+
+
+def test_salt_ssh_takes_every_services_files_along():
+    master = yaml.safe_load((ROOT / "etc/salt/master").read_text())
+    assert master["extra_filerefs"] == ",".join(f"salt://{service}" for service in SERVICES)
+
+
+def test_what_salt_ssh_runs_on_the_master_is_a_module():
+    for link in (ROOT / "_wrapper").iterdir():
+        assert link.readlink() == pathlib.Path("../_modules", link.name)
+        assert link.exists()
 
 
 def test_python_files_say_what_they_are_for():
