@@ -11,11 +11,15 @@ import ipaddress
 import salt.utils.data
 from salt.exceptions import CommandExecutionError
 
+# What every host gets, before anything else.
+EVERYWHERE = ["os", "rsyslog"]
+
 # The services that a role brings, in the order in which a host gets them.
 ROLES = {
     "master": [],
     "database": ["backup", "postgres", "pgbouncer"],
     "backup": ["backup"],
+    "log": [],
     "cache": ["memcached", "redis"],
     "broker": ["rabbitmq"],
     "worker": ["twemproxy", "django", "celery"],
@@ -70,7 +74,7 @@ def services(host=None):
     """
     mine = roles(host)
     brought = [service for role in ROLES if role in mine for service in _brought(role)]
-    return ["os"] + list(dict.fromkeys(brought))
+    return EVERYWHERE + list(dict.fromkeys(brought))
 
 
 def _brought(role):

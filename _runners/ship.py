@@ -12,8 +12,6 @@ import sys
 import time
 
 import salt.client
-import salt.key
-import salt.pillar
 import salt.utils.event
 
 # The roles whose hosts hold a site's releases; app hosts come first, workers last.
@@ -373,34 +371,25 @@ class _Farm:
 
 
 def _environment(site, environment):
-    """The pillar of the environment that has the site: that of any of its minions."""
-    keys = _accepted()
-    seen, found = set(), {}
-    for minion in keys:
-        if any(fnmatch.fnmatch(minion, entry) for entry in seen):
-            continue
-        pillar = salt.pillar.get_pillar(__opts__, {}, minion, "base").compile_pillar()
-        seen |= set(pillar.get("hosts") or {}) | {minion}
-        name = pillar.get("environment")
-        if name and environment in (None, name) and (not site or site in pillar.get("sites", {})):
-            found[name] = pillar
+    """The environment that has the site: its name, hosts and sites."""
+    found = [
+        {"environment": name, **told}
+        for name, told in __salt__["inventory.environments"]().items()
+        if environment in (None, name) and (not site or site in told["sites"])
+    ]
     if len(found) != 1:
+        names = ", ".join(sorted(one["environment"] for one in found))
         raise _ShipError(
-            f"Which environment? {', '.join(sorted(found))} have such a site: environment=…"
+            f"Which environment? {names} have such a site: environment=…"
             if found
             else f"No environment of this master's minions has the site {site or ''}."
         )
-    return next(iter(found.values()))
-
-
-def _accepted():
-    with salt.key.get_key(__opts__) as key:
-        return sorted(key.list_keys()["minions"])
+    return found[0]
 
 
 def _hosts(entries, without):
     """Roles by minion id, of the hosts that hold releases; and those that have no key."""
-    keys, found, silent = _accepted(), {}, []
+    keys, found, silent = __salt__["inventory.accepted"](), {}, []
     unknown = [host for host in without if host not in keys and host not in entries]
     if unknown:
         raise _ShipError(f"without={unknown[0]}: there is no such host.")

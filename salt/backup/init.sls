@@ -75,15 +75,15 @@ backup/authority:
 
 backup/identity-tool:
   file.managed:
-    - name: /usr/local/lib/saltern/backup-identity
-    - source: salt://backup/files/identity
+    - name: /usr/local/lib/saltern/identity
+    - source: salt://os/files/identity
     - mode: '0755'
     - makedirs: True
 
 backup/identity:
   cmd.run:
-    - name: /usr/local/lib/saltern/backup-identity {{ grains.id }}
-    - unless: /usr/local/lib/saltern/backup-identity --check {{ grains.id }}
+    - name: /usr/local/lib/saltern/identity /etc/pgbackrest/tls {{ grains.id }} postgres
+    - unless: /usr/local/lib/saltern/identity --check /etc/pgbackrest/tls {{ grains.id }} postgres
     - require:
       - file: backup/authority
       - file: backup/identity-tool

@@ -39,12 +39,13 @@ SCRIPTS = {"sh": "sh -n {}", "bash": "bash -n {}", "python3": "python3 -m py_com
 # Nobody judges these: there is no program that would, or it reads them only while it runs.
 UNJUDGED = {
     "/etc/hosts": "no syntax that could be wrong without the template being wrong",
+    "/etc/systemd/journald.conf.d/*": "journald warns of what it doesn't know, and goes on",
     "*/.env": "variables for Django, which the site's settings read",
     "*.http": "a whole answer, sent byte by byte",
     "*.html": "a page",
     "*/.pgpass": "libpq skips lines that it doesn't understand",
     "/etc/postgresql-common/createcluster.conf": "read by pg_createcluster, which has no check",
-    "/etc/pgbackrest/tls/authority.key": "judged by openssl when it signs with it",
+    "*/tls/authority.key": "judged by openssl when it signs with it",
     "/etc/saltern/backup.*": "read by saltern-backup, which the farm tests run",
     "/etc/pgbouncer/userlist.txt": "judged with the settings that name it",
     # RabbitMQ, which has no check, and Erlang below it: a tenth of a gigabyte that only they need.
@@ -57,6 +58,7 @@ UNJUDGED = {
 # What the states do by commands before a file of theirs can be checked.
 PREPARE = {
     "/etc/haproxy/haproxy.cfg": ["saltern-certificates --first"],
+    "/etc/rsyslog.conf": ["sh /usr/local/lib/saltern/identity /etc/rsyslog/tls host root"],
     # Debian's package makes this certificate when it is installed; images come without it.
     "/etc/pgbouncer/pgbouncer.ini": ["make-ssl-cert generate-default-snakeoil"],
 }

@@ -1,22 +1,11 @@
 """What of shipping is pure: revisions, the order of rollbacks, requirements, batches."""
 
-import importlib.util
-import pathlib
-
 import deploy
 import pytest
 import release
 from salt.exceptions import CommandExecutionError
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(f"tested_{pathlib.Path(path).stem}", ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
+from tests.unit.conftest import load
 
 runner = load("_runners/ship.py")
 

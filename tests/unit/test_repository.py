@@ -73,7 +73,9 @@ def _assigns(node, name):
     return isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name
 
 
-@pytest.mark.parametrize("kind", ["_modules", "_states", "_grains", "_runners", "_wrapper"])
+@pytest.mark.parametrize(
+    "kind", ["_modules", "_states", "_grains", "_runners", "_renderers", "_wrapper"]
+)
 def test_salt_finds_the_modules_through_links(kind):
     """Salt looks for them below file_roots, people at the top."""
     link = ROOT / "salt" / kind

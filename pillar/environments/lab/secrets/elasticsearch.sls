@@ -1,0 +1,4 @@
+# The password by which the log host writes to an Elasticsearch outside of the farm.
+secrets:
+  elasticsearch:
+    password: lab-elasticsearch

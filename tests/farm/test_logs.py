@@ -1,0 +1,144 @@
+"""The farm's logs: every layer of a request in one place, and nothing lost on the way there."""
+
+import json
+import time
+
+import pytest
+
+HOST = {"Host": "newsroom.lab"}
+KEEPER = "log1"
+FOLDER = "/var/log/farm"
+# Says numbered lines with a time between them: name, how many, seconds between.
+SPEAKER = """
+import sys, syslog, time
+name, count, pause = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+syslog.openlog(name)
+for number in range(count):
+    syslog.syslog(f"line {number}")
+    time.sleep(pause)
+"""
+# Opens a RELP session over TLS and prints whether it was taken: address, certificate or nothing.
+STRANGER = """
+import socket, ssl, sys
+context = ssl.create_default_context(cafile="/etc/rsyslog/tls/authority.crt")
+context.check_hostname = False
+if sys.argv[2:]:
+    context.load_cert_chain("/etc/rsyslog/tls/host.crt", "/etc/rsyslog/tls/host.key")
+offer = b"relp_version=0\\nrelp_software=test\\ncommands=syslog"
+try:
+    with socket.create_connection((sys.argv[1], 2514), 10) as plain:
+        with context.wrap_socket(plain) as connection:
+            connection.sendall(b"1 open %d %s\\n" % (len(offer), offer))
+            print("taken" if connection.recv(100).startswith(b"1 rsp") else "refused")
+except OSError:
+    print("refused")
+"""
+
+
+def wait_until(condition, seconds):
+    """Ask again and again until the answer is truthy, and return it; the last one if time is up."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(1)
+    return found
+
+
+def followed(lab, request, *options):
+    done = lab.run("master", "salt-run", "--out=json", "logs.request", request, *options)
+    return json.loads(done.stdout) if done.stdout.startswith("[") else []
+
+
+def layers(lines):
+    """The layers of the lines that `logs.request` printed, each once, in their order."""
+    return list(dict.fromkeys(line.split()[2] for line in lines))
+
+
+def numbers(lab, host, name):
+    """The numbers of the lines of a speaker on a host that have arrived."""
+    done = lab.run(KEEPER, "cat", f"{FOLDER}/{host}/{name}.log", check=False)
+    return {int(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines() if " line " in line}
+
+
+def speak(lab, host, name, count, pause):
+    """Let a host say numbered lines, as a unit of its own, and come back at once."""
+    command = [
+        "systemd-run",
+        "--quiet",
+        f"--unit={name}",
+        "--collect",
+        "--setenv=PYTHONUNBUFFERED=1",
+    ]
+    lab.run(host, *command, "python3", "-c", SPEAKER, name, count, pause)
+
+
+def test_a_request_is_followed_through_all_layers(lab):
+    road = ["haproxy", "varnish", "nginx", "uwsgi", "django"]
+    answer = lab.get(f"http://lb1/nothing-{time.time_ns()}/", headers=HOST)
+    assert answer.status == 404
+    name = answer.headers["x-request-id"]
+    assert wait_until(lambda: layers(followed(lab, name)) == road, 60), followed(lab, name)
+    assert all(name not in line or "404" in line for line in followed(lab, name)[:4])
+
+
+def test_a_request_that_nobody_knows_is_a_sentence(lab):
+    done = lab.run("master", "salt-run", "logs.request", "0000-nobody-0000", check=False)
+    assert done.returncode
+    assert "No layer logged 0000-nobody-0000." in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_host_is_followed_by_its_name(lab):
+    name = f"said{time.time_ns()}"
+    speak(lab, "app1", name, 3, 0)
+    assert wait_until(lambda: numbers(lab, "app1", name) == {0, 1, 2}, 60)
+    done = lab.run("master", "salt-run", "logs.follow", "app*", name, "seconds=1")
+    said = [line for line in done.stdout.splitlines() if f" {name}[" in line]
+    assert [line.rsplit(" ", 1)[1] for line in said] == ["0", "1", "2"]
+    assert all(line.split()[1] == "app1" for line in said)
+
+
+def test_who_has_no_certificate_of_the_farm_is_not_heard(lab):
+    address = lab.hosts[KEEPER].address
+    assert lab.run("app1", "python3", "-c", STRANGER, address, "own").stdout.strip() == "taken"
+    assert lab.run("app1", "python3", "-c", STRANGER, address).stdout.strip() == "refused"
+
+
+def test_lines_go_on_after_a_rotation_and_are_found_in_both_files(lab):
+    name = f"turned{time.time_ns()}"
+    file = f"{FOLDER}/app1/{name}.log"
+
+    def arrived():
+        return lab.run(KEEPER, "test", "-s", file, check=False).returncode == 0
+
+    lab.run("app1", "logger", "-t", name, f"before {name}")
+    assert wait_until(arrived, 60)
+    lab.run(KEEPER, "logrotate", "--force", "/etc/logrotate.d/saltern-farm", check=False)
+    assert not arrived()
+    lab.run("app1", "logger", "-t", name, f"after {name}")
+    assert wait_until(arrived, 60)
+    told = lab.salt(KEEPER, "logs.request", name, "older=True")[KEEPER]
+    assert [line["text"] for line in told] == [f"before {name}", f"after {name}"]
+
+
+def down_and_back(lab, count, pause, down):
+    """Hosts speak while the log host is dead; returns how many lines of each never arrived."""
+    name = f"count{time.time_ns()}"
+    speakers = ("app1", "lb1")
+    for host in speakers:
+        speak(lab, host, name, count, pause)
+    time.sleep(min(5, down / 4))
+    lab.kill(KEEPER)
+    time.sleep(down)
+    lab.start(KEEPER)
+    wanted = set(range(count))
+    wait_until(lambda: all(numbers(lab, h, name) == wanted for h in speakers), count * pause + 120)
+    return {host: len(wanted - numbers(lab, host, name)) for host in speakers}
+
+
+def test_nothing_is_lost_while_the_log_host_is_down(lab):
+    assert down_and_back(lab, count=3000, pause=0.01, down=15) == {"app1": 0, "lb1": 0}
+
+
+@pytest.mark.drill
+def test_nothing_is_lost_in_five_minutes(lab):
+    assert down_and_back(lab, count=40000, pause=0.01, down=300) == {"app1": 0, "lb1": 0}
