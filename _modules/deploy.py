@@ -34,6 +34,7 @@ def ship(
     allow_destructive=False,
     until=None,
     test=False,
+    environment=None,
     **kwargs,
 ):
     """
@@ -54,6 +55,9 @@ def ship(
         Stop after this phase: ``static`` prepares a release, ``migrate`` migrates too.
     test
         Only say what would happen: the same as :func:`plan`.
+    environment
+        The environment that is meant, needed on a master that has several: hosts of others do
+        nothing and say so.
 
     Returns ``result``, ``comment``, ``site``, ``release``, ``sha``, ``from`` (the release that was
     live before), ``seconds`` and ``phases``, a list of ``phase``, ``result``, ``seconds`` and
@@ -65,7 +69,11 @@ def ship(
 
         salt 'app*' deploy.ship
         salt 'app*' deploy.ship newsroom rev=v1.4 allow_destructive=True
+        salt 'app*' deploy.ship environment=staging
     """
+    elsewhere = _elsewhere(environment, kwargs)
+    if elsewhere:
+        return elsewhere
     if test:
         return plan(site, rev)
     site = _chosen(site)
@@ -82,7 +90,7 @@ def ship(
     return _perform(work, "prepare" if work.partial else "ship", phases)
 
 
-def rollback(site=None, to=None, keep_migrations=False, **kwargs):
+def rollback(site=None, to=None, keep_migrations=False, environment=None, **kwargs):
     """
     Go back to the release that was live before this one, or to another one that is here.
 
@@ -93,6 +101,8 @@ def rollback(site=None, to=None, keep_migrations=False, **kwargs):
     keep_migrations
         Go back although migrations were applied that the older code doesn't know. They stay
         applied.
+    environment
+        As for :func:`ship`.
 
     Returns what :func:`ship` returns.
 
@@ -102,6 +112,9 @@ def rollback(site=None, to=None, keep_migrations=False, **kwargs):
 
         salt 'app*' deploy.rollback newsroom
     """
+    elsewhere = _elsewhere(environment, kwargs)
+    if elsewhere:
+        return elsewhere
     site = _chosen(site)
     work = _Work(site, kwargs)
     work.strategy = _strategy(site, None)
@@ -1027,6 +1040,29 @@ def _retire(site):
 
 
 # --- arguments
+
+
+def _elsewhere(environment, kwargs):
+    """
+    What a host says whose environment isn't meant; nothing where it is. A target such as `app*`
+    that was sent by a master of several environments may reach further than it was meant to.
+    """
+    own, others = __pillar__.get("environment"), __pillar__.get("environments") or []
+    if environment is None:
+        sent = kwargs.get("__pub_tgt") not in (None, "salt-call")
+        if sent and len(others) > 1:
+            raise CommandExecutionError(
+                f"Which environment? There are {', '.join(others)}: environment={own} for this one."
+            )
+        return None
+    if environment == own:
+        return None
+    if others and environment not in others:
+        raise CommandExecutionError(
+            f"There is no environment {environment!r}. There are {', '.join(others)}."
+        )
+    comment = f"Nothing was done: this host is in {own}, not in {environment}."
+    return {"result": True, "comment": comment, "release": None, "from": None, "phases": []}
 
 
 def _chosen(site):

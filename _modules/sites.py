@@ -167,6 +167,8 @@ def environment(name):
     if site["tls"]["force"]:
         variables["FORCE_HTTPS"] = "on"
     variables.update(_caches(name, site))
+    if __pillar__.get("environment") != "production":
+        variables["EMAIL_URL"] = "consolemail://"  # into the log: nobody real gets any
     if site["queues"] and __salt__["inventory.peers"]("broker"):
         variables["BROKER_URL"] = _broker_url(name)
     variables.update({key: str(value) for key, value in site["environment"].items()})

@@ -2,12 +2,27 @@
 The farm's logs, from the master: one request through all layers, or a host as it writes.
 """
 
+import functools
 import time
 
 import salt.client
 from salt.exceptions import CommandExecutionError
 
 
+def _in_a_sentence(function):
+    """Salt prints a traceback for whatever a runner raises: an error is told instead."""
+
+    @functools.wraps(function)
+    def told(*arguments, **options):
+        try:
+            return function(*arguments, **options)
+        except CommandExecutionError as error:
+            return {"comment": str(error), "retcode": 1}
+
+    return told
+
+
+@_in_a_sentence
 def request(id, older=False, full=False):  # noqa: A002 - the word that everybody uses for it
     """
     Follow one request through the whole farm: HAProxy, Varnish, nginx, uWSGI, Django.
@@ -20,7 +35,7 @@ def request(id, older=False, full=False):  # noqa: A002 - the word that everybod
         Show whole messages instead of their first 120 characters.
 
     Returns a line for each line that was logged, in the order of the road: time, host, layer,
-    status, milliseconds spent there and message. Raises ``CommandExecutionError`` if there is no
+    status, milliseconds spent there and message. Fails with a sentence if there is no
     log host, none answers, or none knows the request.
 
     CLI Example:
@@ -40,6 +55,7 @@ def request(id, older=False, full=False):  # noqa: A002 - the word that everybod
     return [_shown(line, None if full else 120) for line in lines.values()]
 
 
+@_in_a_sentence
 def follow(host="*", program="*", lines=20, seconds=0):
     """
     Print what a host writes, as it writes it, until Ctrl-C.
@@ -51,7 +67,7 @@ def follow(host="*", program="*", lines=20, seconds=0):
     seconds
         End after as many seconds; 0 goes on.
 
-    Returns nothing. Raises ``CommandExecutionError`` if there is no log host or it keeps nothing
+    Returns nothing. Fails with a sentence if there is no log host or it keeps nothing
     of such a host and program.
 
     CLI Example:

@@ -5,6 +5,7 @@ They stand in ``pillar/environments/<environment>/secrets/<file>.sls``; ``pillar
 which roles a file is for, and ``secrets/recipients`` which keys can decrypt.
 """
 
+import functools
 import getpass
 import os
 import pathlib
@@ -21,6 +22,20 @@ _SHEBANG = "#!yaml|gpg"
 _MESSAGE = "-----BEGIN PGP MESSAGE-----"
 
 
+def _in_a_sentence(function):
+    """Salt prints a traceback for whatever a runner raises: an error is told instead."""
+
+    @functools.wraps(function)
+    def told(*arguments, **options):
+        try:
+            return function(*arguments, **options)
+        except CommandExecutionError as error:
+            return {"comment": str(error), "retcode": 1}
+
+    return told
+
+
+@_in_a_sentence
 def init(environment):
     """
     Make this master able to read an environment's secrets: give it a key, if it has none, and name
@@ -63,6 +78,7 @@ def init(environment):
     }
 
 
+@_in_a_sentence
 def add(environment, file, path, generate=False):
     """
     Set a secret. It is read from standard input, or typed without being shown; never from the
@@ -77,7 +93,7 @@ def add(environment, file, path, generate=False):
     generate
         Make a random one instead of reading it.
 
-    Returns what was written, without the secret. Raises ``CommandExecutionError`` if no role is
+    Returns what was written, without the secret. Fails with a sentence if no role is
     given the file, there are no recipients, or nothing was typed.
 
     CLI Example:
@@ -108,6 +124,7 @@ def add(environment, file, path, generate=False):
     return f"{path} was {done} in {target}, encrypted for {len(recipients)} keys."
 
 
+@_in_a_sentence
 def rotate(environment):
     """
     Encrypt all secrets of an environment anew, for the keys that ``secrets/recipients`` names now;
@@ -117,7 +134,7 @@ def rotate(environment):
     environment
         Which one.
 
-    Returns a dictionary from file to the number of values. Raises ``CommandExecutionError``, with
+    Returns a dictionary from file to the number of values. Fails with a sentence, with
     nothing changed, if one can't be decrypted here.
 
     CLI Example:

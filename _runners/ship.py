@@ -111,7 +111,14 @@ def rollback(site=None, environment=None, keep_migrations=False, without="", tim
     def do(report):
         farm = _Farm(site, environment, without, timeout)
         report["site"] = farm.site
-        farm.must(report, "rollback", farm.hosts, "deploy.rollback", **options)
+        farm.must(
+            report,
+            "rollback",
+            farm.hosts,
+            "deploy.rollback",
+            environment=farm.environment,
+            **options,
+        )
         return f"{len(farm.hosts)} hosts went back."
 
     return _reported(do)
@@ -170,6 +177,7 @@ def _size(batch, count):
 
 
 def _release(farm, report, rev, options, policy):
+    options = {**options, "environment": farm.environment}
     first = farm.app[:1] or farm.hosts[:1]
     asked = {} if rev is None else {"rev": rev}
     found = farm.must(report, "fetch", first, "deploy.ship", until="fetch", **asked, **options)
@@ -224,7 +232,14 @@ def _go_back(farm, report, policy, live, why):
     back = [host for host, before in live.items() if before]
     for before in sorted({live[host] for host in back}):
         hosts = [host for host in back if live[host] == before]
-        returned = farm.run("rollback", hosts, "deploy.rollback", to=before, keep_migrations=True)
+        returned = farm.run(
+            "rollback",
+            hosts,
+            "deploy.rollback",
+            to=before,
+            keep_migrations=True,
+            environment=farm.environment,
+        )
         _note(report, returned)
         failed = [host for host in hosts if not _well(returned[host])]
         if failed:
@@ -257,7 +272,7 @@ class _Farm:
             site = sites[0]
         if site not in sites:
             raise _ShipError(f"Name a site. In {pillar['environment']}: {', '.join(sites)}.")
-        self.site = site
+        self.site, self.environment = site, pillar["environment"]
         left_out = [word.strip() for word in str(without).split(",") if word.strip()]
         hosts, silent = _hosts(pillar["hosts"], left_out)
         if silent:

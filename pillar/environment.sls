@@ -1,5 +1,5 @@
 {#- What a host is told of its environment: the inventory, the sites, the overrides. -#}
-{%- from 'environments/map.jinja' import environment, entry with context %}
+{%- from 'environments/map.jinja' import environment, entry, peopled with context %}
 environment: {{ environment | json }}
 {%- if environment %}
 {%- set folder = 'environments/' ~ environment %}
@@ -8,6 +8,7 @@ environment: {{ environment | json }}
 {%- import_yaml folder ~ '/overrides.yaml' as overrides %}
 hosts: {{ inventory.hosts | json }}
 sites: {{ sites.sites | json }}
+environments: {{ ([environment] if environment == 'lab' else peopled) | json }}
 overrides: {{ overrides | default({}, true) | json }}
 {%- if entry != opts.id %}
 {#- An elastic host: the inventory names it by a pattern, its address comes from the mine. #}

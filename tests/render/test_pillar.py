@@ -9,6 +9,21 @@ from tests.render import hosts, matrix, tree
 
 PILLAR = tree.ROOT / "pillar"
 LAB = matrix.FARMS["lab"]
+# Encrypted for a key that was thrown away.
+KEY = "5AEF7EAC7A4A5CE8"
+LOCKED = """#!yaml|gpg
+# A file of secrets.
+secrets:
+  locked: |
+    -----BEGIN PGP MESSAGE-----
+
+    hF4DWu9+rHpKXOgSAQdALKDF3Gg7aUIlBA6JReTkDVdX2mgCDCU8mJJoAx+Z+How
+    TeYODIVygFDXmt770t0TSwIIZtywQlJb5tY3yBQZWwT59WHZPdw0gSW4uD3GItbD
+    0k8B/v7ZIelV3EfEjfOhT7o5h3JSl74NJ8AxG8TEYf4y0/th7BjJj71nmNy7tdm1
+    lWw2JdaY2qVZYR5tXUn/n0TvwvuxOIsH9qh/hHtZvDHF
+    =RPCf
+    -----END PGP MESSAGE-----
+"""
 
 
 def _table():
@@ -81,3 +96,37 @@ def test_a_pattern_is_a_host_whose_address_the_mine_tells():
     assert "mine_functions" in tree.pillar(folder, "app7")
     assert "mine_functions" not in tree.pillar(folder, "app1")
     assert "secrets" in tree.pillar(folder, "app7")
+
+
+def test_a_staging_host_is_told_nothing_of_production():
+    folder = tree.pillar_tree("both", {"web": LAB["app1"]}, environment="production")
+    staging = folder / "environments/staging"
+    (staging / "hosts.yaml").write_text(yaml.safe_dump({"hosts": {"test": LAB["app1"]}}))
+    for name, word in (("production", "of-production-only"), ("staging", "of-staging-only")):
+        secrets = folder / f"environments/{name}/secrets"
+        secrets.mkdir(exist_ok=True)
+        (secrets / "django.sls").write_text(f"secrets: {{sites: {{shop: {{secret_key: {word}}}}}}}")
+    told = tree.pillar(folder, "test")
+    assert "of-staging-only" in _words(told)
+    assert "of-production-only" not in _words(told)
+    assert "web" not in told["hosts"]
+    assert told["environments"] == ["production", "staging"]
+    assert tree.pillar(folder, "app1")["environments"] == ["lab"]
+
+
+def test_what_nobody_wrote_down_is_missed_by_whoever_needs_it_only():
+    folder = tree.pillar_tree("bare", {"web": LAB["app1"]}, environment="production")
+    told = tree.pillar(folder, "web")
+    assert "_errors" not in told
+    assert "secrets" not in told
+
+
+def test_a_missing_key_is_named_and_the_ciphertext_is_not(caplog):
+    folder = tree.pillar_tree("locked", {"web": LAB["app1"]}, environment="production")
+    secrets = folder / "environments/production/secrets"
+    secrets.mkdir(exist_ok=True)
+    (secrets / "django.sls").write_text(LOCKED)
+    told = tree.pillar(folder, "web")["_errors"]
+    assert "secrets.django' failed" in "\n".join(told)  # a minion learns no more than that
+    assert f"encrypted for {KEY}" in caplog.text
+    assert "PGP MESSAGE" not in caplog.text
