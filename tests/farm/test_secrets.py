@@ -18,7 +18,7 @@ journalctl --no-pager --output=cat | grep -Ff "$wanted" | cut -c-80 | sed 's/^/j
 ps axww -o args= | grep -Ff "$wanted" | cut -c-80 | sed 's/^/process: /'
 # Open to everybody is only what lies in folders that are, too.
 find /etc /home /opt/saltern /root /run /srv /tmp /usr/local /var -xdev -type f -perm -o=r \
-    ! -path '/srv/saltern/*' ! -path '/var/lib/dpkg/*' ! -path '/var/lib/apt/*' -print0 2>/dev/null |
+    ! -path '/srv/saltern/*' ! -path '/var/lib/dpkg/*' ! -path '/var/lib/apt/*' -print0 |
     holding | while read -r file; do
         setpriv --reuid=nobody --regid=nogroup --clear-groups test -r "$file" &&
             echo "readable: $file"
