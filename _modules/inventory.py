@@ -12,7 +12,7 @@ import salt.utils.data
 from salt.exceptions import CommandExecutionError
 
 # What every host gets, before anything else.
-EVERYWHERE = ["os", "rsyslog"]
+EVERYWHERE = ["os", "updates", "rsyslog"]
 
 # The services that a role brings, in the order in which a host gets them.
 ROLES = {

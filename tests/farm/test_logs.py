@@ -72,7 +72,7 @@ def test_a_request_is_followed_through_all_layers(lab):
     answer = lab.get(f"http://lb1/nothing-{time.time_ns()}/", headers=HOST)
     assert answer.status == 404
     name = answer.headers["x-request-id"]
-    assert wait_until(lambda: layers(lab, name) == road, 60), layers(lab, name)
+    assert wait_until(lambda: layers(lab, name) == road, 120), layers(lab, name)
     done = lab.run("master", "salt-run", "--out=json", "logs.request", name)
     lines = [line.split() for line in json.loads(done.stdout)]
     assert list(dict.fromkeys(line[2] for line in lines)) == road
@@ -89,7 +89,7 @@ def test_a_request_that_nobody_knows_is_a_sentence(lab):
 def test_a_host_is_followed_by_its_name(lab):
     name = f"said{time.time_ns()}"
     speak(lab, "app1", name, 3, 0)
-    assert wait_until(lambda: numbers(lab, "app1", name) == {0, 1, 2}, 60)
+    assert wait_until(lambda: numbers(lab, "app1", name) == {0, 1, 2}, 120)
     done = lab.run("master", "salt-run", "logs.follow", "app*", name, "seconds=1")
     said = [line for line in done.stdout.splitlines() if f" {name}[" in line]
     assert [line.rsplit(" ", 1)[1] for line in said] == ["0", "1", "2"]
@@ -110,11 +110,11 @@ def test_lines_go_on_after_a_rotation_and_are_found_in_both_files(lab):
         return lab.run(KEEPER, "test", "-s", file, check=False).returncode == 0
 
     lab.run("app1", "logger", "-t", name, f"before {name}")
-    assert wait_until(arrived, 60)
+    assert wait_until(arrived, 120)
     lab.run(KEEPER, "logrotate", "--force", "/etc/logrotate.d/saltern-farm", check=False)
     assert not arrived()
     lab.run("app1", "logger", "-t", name, f"after {name}")
-    assert wait_until(arrived, 60)
+    assert wait_until(arrived, 120)
     told = lab.salt(KEEPER, "logs.request", name, "older=True")[KEEPER]
     assert [line["text"] for line in told] == [f"before {name}", f"after {name}"]
 
