@@ -77,3 +77,12 @@ def test_a_host_is_the_same_when_it_is_the_first_that_is_rendered(name):
     texts = {file.path: file.text for file in rendered.files}
     written = [chunk for chunk in chunks if hosts.writes(chunk)]
     assert {chunk["name"]: compiler.file(chunk) for chunk in written} == texts
+
+
+def test_search_engines_may_list_production_only():
+    grains, told = matrix.grains("lab", "lb1", "1G", "bookworm"), hosts.pillar("lab", "lb1")
+    compiler = tree.Compiler(grains)
+    for environment, kept_out in (("production", False), ("staging", True)):
+        compiler.become(grains, {**told, "environment": environment})
+        (chunk,) = [c for c in compiler.chunks() if c["__id__"] == "haproxy/config"]
+        assert ("X-Robots-Tag" in compiler.file(chunk)) is kept_out

@@ -118,3 +118,30 @@ def test_one_host_is_its_own_canary():
 def test_a_batch_is_a_number_or_a_percentage(batch):
     with pytest.raises(runner._ShipError):
         runner._size(batch, 5)
+
+
+@pytest.fixture
+def in_staging(monkeypatch):
+    """This host is in staging; its master has production, too."""
+    told = {"environment": "staging", "environments": ["production", "staging"]}
+    monkeypatch.setattr(deploy, "__pillar__", told, raising=False)
+
+
+@pytest.mark.parametrize("target", [None, "salt-call"])
+def test_a_host_that_was_asked_directly_needs_no_environment(in_staging, target):
+    assert deploy._elsewhere(None, {"__pub_tgt": target} if target else {}) is None
+
+
+def test_a_master_of_several_environments_names_the_one_that_is_meant(in_staging):
+    sent = {"__pub_tgt": "app*"}
+    with pytest.raises(CommandExecutionError, match="There are production, staging: environment="):
+        deploy._elsewhere(None, sent)
+    assert deploy._elsewhere("staging", sent) is None
+    said = deploy._elsewhere("production", sent)
+    assert said["result"]
+    assert said["comment"] == "Nothing was done: this host is in staging, not in production."
+
+
+def test_an_environment_that_does_not_exist_is_refused(in_staging):
+    with pytest.raises(CommandExecutionError, match="no environment 'stagging'"):
+        deploy._elsewhere("stagging", {})
