@@ -6,6 +6,7 @@ The Redis servers of a host: which it should have, how they fare, taking over ne
 """
 
 import hashlib
+import re
 import shlex
 
 from salt.exceptions import CommandExecutionError
@@ -222,6 +223,48 @@ def apply(purpose):
         _expect_ok(purpose, "replicaof", *(follows or ["no", "one"]))
         changed["replicaof"] = {"old": " ".join(leader).strip(), "new": " ".join(follows)}
     return changed
+
+
+def clear(site, purpose, version=None):
+    """
+    Forget what one site keeps in a Redis of this host, and nothing of another site.
+
+    site
+        The site's name.
+    purpose
+        ``cache`` or ``session``. Sessions that are kept nowhere else end.
+    version
+        Only what was kept under this ``cache_version``; under all if not given.
+
+    Returns a dictionary: ``cleared``, how many keys. Raises ``CommandExecutionError`` if there is
+    no such site, this host has no Redis for that purpose, it is a copy, or it doesn't answer.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt cache1 redis.clear newsroom session
+    """
+    prefix = __salt__["sites.cache_prefix"](site, version)
+    chosen = server(purpose)
+    if purpose == "broker":
+        raise CommandExecutionError("Tasks aren't a cache: nothing was cleared.")
+    if chosen["follows"]:
+        primary = chosen["follows"]["id"]
+        raise CommandExecutionError(f"This is a copy: clear it on {primary}.")
+    pattern = re.sub(r"([\\*?\[\]])", r"\\\1", prefix) + "*"
+    # In portions, as a server that holds millions of keys goes on serving meanwhile.
+    script = (
+        "local found = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', 1000) "
+        "if #found[2] > 0 then redis.call('UNLINK', unpack(found[2])) end "
+        "return found[1] .. ' ' .. #found[2]"
+    )
+    cursor, cleared = "0", 0
+    while True:
+        cursor, count = _cli(purpose, "eval", script, "0", cursor, pattern).split()
+        cleared += int(count)
+        if cursor == "0":
+            return {"cleared": cleared}
 
 
 def _read(path):

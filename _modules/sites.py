@@ -173,6 +173,27 @@ def environment(name):
     return variables
 
 
+def cache_prefix(name, version=None):
+    """
+    What the keys of a site begin with in the caches, as Django makes them.
+
+    name
+        The site's name.
+    version
+        A ``cache_version``; all of them if not given.
+
+    Returns a string. Raises ``CommandExecutionError`` if there is no such site.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'cache1' sites.cache_prefix newsroom 1
+    """
+    prefix = f"{get(name)['name']}:"
+    return prefix if version is None else f"{prefix}{version}:"
+
+
 def database_password(name):
     """
     The password of a site's database user.

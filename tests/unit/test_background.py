@@ -11,6 +11,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from salt.exceptions import CommandExecutionError
@@ -43,16 +44,19 @@ def module(name, host="cache1", roles=("cache",), sites=None, **settings):
         },
         "celery": {"broker": "rabbitmq", "concurrency": 5, "why": {"concurrency": "2 x cores"}},
         "rabbitmq": {"delivery_limit": 20},
+        "memcached": {"port": 11211},
     }
     found = load(ROOT / f"_modules/{name}.py")
     found.__opts__ = {"id": host}
     found.__context__ = {}
     found.__salt__ = {
         "settings.get": lambda service: {**defaults[service], **settings.get(service, {})},
+        "inventory.address": lambda: "127.0.0.1",
         "inventory.roles": lambda: list(roles),
         "inventory.peers": lambda role: [{"id": i, "address": a} for i, a in HOSTS.items()],
         "sites.list": lambda: sorted(known),
         "sites.get": lambda site: known[site],
+        "sites.cache_prefix": lambda *parts: "".join(f"{part}:" for part in parts if part),
         "sites.redis_password": lambda site: f"redis of {site}",
         "sites.broker_password": lambda site: f"broker of {site}",
         "sites.secret": lambda *path: "secret of " + " ".join(path),
@@ -130,6 +134,43 @@ def test_broker_passwords_are_hashed_as_rabbitmq_does():
     assert hashlib.sha256(raw[:4] + b"broker of shop").digest() == raw[4:]
     assert "broker of shop" not in json.dumps(told)
     assert module("broker").definitions() == told
+
+
+@pytest.fixture
+def memcached():
+    """A real one: the port that it listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["memcached", "-u", "nobody", "-l", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.05)
+    yield port
+    process.kill()
+    process.wait()
+
+
+def test_clearing_forgets_one_sites_part_of_memcached(memcached):
+    told = module("memcached", memcached={"port": memcached})
+    keys = [f"shop:{v}:key%{n}" for v in (1, 10) for n in range(1500)]
+    keys += ["shopper:1:a", "blog:1:a"]
+    told._talk("\r\n".join([f"set {key} 0 0 1\r\nx" for key in keys] + ["mn"]), "MN")
+    assert told.stats()["items"] == 3002
+    assert told.clear("shop", 1) == {"cleared": 1500}
+    assert told.clear("shop", 1) == {"cleared": 0}
+    assert told.clear("shop") == {"cleared": 1500}
+    assert told.stats()["items"] == 2
+
+
+def test_a_memcached_that_is_down_is_named(memcached):
+    told = module("memcached", memcached={"port": 1})
+    with pytest.raises(CommandExecutionError, match=r"doesn't answer at 127\.0\.0\.1:1: .*refused"):
+        told.clear("shop")
 
 
 def worker(**sites):
