@@ -100,8 +100,8 @@ def users(purpose):
         ``cache``, ``session`` or ``broker``.
 
     Returns a list of dictionaries: ``name``, ``sha256`` of the password and ``rules``. A site
-    reaches only keys that begin with its name; the queues of Celery have names of its own, so
-    there a site reaches all keys. Raises ``CommandExecutionError`` if a secret is missing.
+    reaches only keys and channels that begin with its name. Raises ``CommandExecutionError`` if a
+    secret is missing.
 
     CLI Example:
 
@@ -109,14 +109,13 @@ def users(purpose):
 
         salt 'cache1' redis.users session
     """
+    broker = purpose == "broker"
+    password = __salt__["sites.broker_password" if broker else "sites.redis_password"]
+    more = " +info +keys" if broker else ""
     found = [_user("operator", operator_password(), "~* &* +@all")]
     for site in __salt__["sites.list"]():
-        if purpose == "broker":
-            password = __salt__["sites.broker_password"](site)
-            found.append(_user(site, password, "~* &* +@all -@admin -@dangerous +info +keys"))
-        else:
-            password = __salt__["sites.redis_password"](site)
-            found.append(_user(site, password, f"~{site}:* &{site}:* +@all -@admin -@dangerous"))
+        rules = f"~{site}:* &{site}:* +@all -@admin -@dangerous{more}"
+        found.append(_user(site, password(site), rules))
     return found
 
 

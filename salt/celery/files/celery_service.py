@@ -135,7 +135,9 @@ def lock_in_redis(app):
     from redis import Redis
 
     server = Redis.from_url(app.conf.broker_read_url or app.conf.broker_url)
-    lock = server.lock(LOCK, timeout=LEASE, sleep=LOOK, thread_local=False)
+    # As the site's queues: several sites share a Redis.
+    prefix = app.conf.broker_transport_options.get("global_keyprefix", "")
+    lock = server.lock(f"{prefix}{LOCK}", timeout=LEASE, sleep=LOOK, thread_local=False)
     lock.acquire()
 
     def look_after():
@@ -200,6 +202,11 @@ def scale(app, node, processes):
     """Change a worker's processes, and wait until it has so many: it makes them in its own time."""
     app = application(app)
     old, wanted = processes_of(app, node), int(processes)
+    if wanted > old and app.conf.task_default_queue_type == "quorum":
+        sys.exit(
+            "A worker of quorum queues can't be told to hold more tasks while it runs: "
+            "change the site's `queues` in sites.yaml."
+        )
     if wanted != old:
         change = app.control.pool_grow if wanted > old else app.control.pool_shrink
         told = change(abs(wanted - old), destination=[node], reply=True, timeout=5)
