@@ -17,7 +17,56 @@ _SCRIPT = "/usr/local/lib/saltern/celery_service.py"
 _UNITS = pathlib.Path("/etc/systemd/system")
 # There while this host was drained and not resumed.
 _DRAINED = pathlib.Path("/var/lib/saltern/celery.drained")
+# How the units begin that the state `celery` wrote.
+_MARK = "# Managed by Saltern: salt/celery/files/unit.service"
 _LIVE = ("active", "activating", "reloading")
+
+
+def left_over():
+    """
+    Units that this host has from what sites.yaml no longer says: a queue or daemon that was taken
+    out, a removed site, a host that lost the role ``worker``.
+
+    Returns a sorted list of names, without releases.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'worker*' celery.left_over
+    """
+    wanted = {unit["name"] for unit in __salt__["celery.units"]()}
+    found = [path for kind in ("celery", "daemon") for path in _UNITS.glob(f"{kind}-*@.service")]
+    ours = [path for path in found if path.read_text().startswith(_MARK)]
+    return sorted({_template(path.name) for path in ours} - wanted)
+
+
+def remove(name):
+    """
+    Remove a unit that :func:`left_over` names, with all of its instances: they take no more tasks
+    and are given the time to finish theirs.
+
+    name
+        The unit's name, without a release.
+
+    Returns a list of the instances that ran. Raises ``CommandExecutionError`` if it isn't left
+    over.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 celery.remove daemon-newsroom-feed
+    """
+    if name not in left_over():
+        raise CommandExecutionError(f"{name!r} isn't left over: sites.yaml names it, or nobody.")
+    instances = _instances([f"{name}@*.service"])
+    if instances:
+        _systemctl("disable", *instances)
+        _systemctl("stop", *instances)
+    (_UNITS / f"{name}@.service").unlink()
+    _systemctl("daemon-reload")
+    return instances
 
 
 def live(site):
@@ -58,10 +107,14 @@ def status(site):
     patterns = [f"{unit['name']}@*.service" for unit in __salt__["celery.units"](site)]
     if not patterns:
         return {}
+    return {name: _instance(name) for name in _instances(patterns)}
+
+
+def _instances(patterns):
+    """The units that are loaded or enabled and whose names match one of these patterns."""
     listed = _systemctl("list-units", "--all", "--plain", "--no-legend", *patterns)["stdout"]
     found = {line.split()[0] for line in listed.splitlines() if line.strip()}
-    found |= _enabled(patterns)
-    return {name: _instance(name) for name in sorted(found)}
+    return sorted(found | _enabled(patterns))
 
 
 def _enabled(patterns):

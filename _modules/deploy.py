@@ -229,6 +229,50 @@ def status(site=None):
     return found
 
 
+def live():
+    """
+    What is live on this host, in short: what its mine tells hosts that are new.
+
+    Returns a dictionary from site to ``release`` and ``sha``, without sites of which nothing was
+    shipped.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app*' deploy.live
+    """
+    names = {site: _live(site) for site in __salt__["sites.list"]()}
+    return {
+        site: {"release": name, "sha": __salt__["release.must"](site, name)["sha"]}
+        for site, name in names.items()
+        if name
+    }
+
+
+def live_elsewhere(site):
+    """
+    What of a site is live on the other hosts of the farm, as they said after their last ship.
+
+    site
+        The site's name.
+
+    Returns ``release`` and ``sha`` of what most of them have, the newer one if as many have each;
+    None if nobody has any.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app2' deploy.live_elsewhere newsroom
+    """
+    hosts = {p["id"] for role in ("app", "worker") for p in __salt__["inventory.peers"](role)}
+    others = ",".join(sorted(hosts - {__opts__["id"]}))
+    told = __salt__["mine.get"](others, "deploy.live", "list") if others else {}
+    found = [sites[site] for sites in (told or {}).values() if site in sites]
+    return max(found, key=lambda one: (found.count(one), one["release"]), default=None)
+
+
 def history(site=None, limit=20):
     """
     What was done with a site on this host.
@@ -490,6 +534,8 @@ def _perform(work, action, phases):
             if known:
                 report.update(release=known["release"], sha=known["sha"])
             _record(work, action, report)
+        if report["result"] and action != "prepare":
+            _publish()
         if action != "prepare" or not report["result"]:
             _notify(work, action, report)
     except CommandExecutionError as error:
@@ -597,6 +643,14 @@ def _send(place, text, report):
         place, json.dumps(told).encode(), {"Content-Type": "application/json"}
     )
     urllib.request.urlopen(request, timeout=5).close()  # noqa: S310 - as above
+
+
+def _publish():
+    """Tell the farm what is live here. A master that is away doesn't fail a ship."""
+    try:
+        __salt__["mine.send"]("deploy.live")
+    except Exception as error:  # noqa: BLE001 - whatever it is, the release is live
+        log.warning("The farm wasn't told what is live here: %s", error)
 
 
 def _message(error):

@@ -6,6 +6,7 @@ The Redis servers of a host: which it should have, how they fare, taking over ne
 """
 
 import hashlib
+import re
 import shlex
 
 from salt.exceptions import CommandExecutionError
@@ -23,8 +24,8 @@ def users(purpose):
         ``cache``, ``session`` or ``broker``.
 
     Returns a list of dictionaries: ``name``, ``sha256`` of the password and ``rules``. A site
-    reaches only keys that begin with its name; the queues of Celery have names of its own, so
-    there a site reaches all keys. Raises ``CommandExecutionError`` if a secret is missing.
+    reaches only keys and channels that begin with its name. Raises ``CommandExecutionError`` if a
+    secret is missing.
 
     CLI Example:
 
@@ -32,14 +33,13 @@ def users(purpose):
 
         salt 'cache1' redis.users session
     """
+    broker = purpose == "broker"
+    password = __salt__["sites.broker_password" if broker else "sites.redis_password"]
+    more = " +info +keys" if broker else ""
     found = [_user("operator", operator_password(), "~* &* +@all")]
     for site in __salt__["sites.list"]():
-        if purpose == "broker":
-            password = __salt__["sites.broker_password"](site)
-            found.append(_user(site, password, "~* &* +@all -@admin -@dangerous +info +keys"))
-        else:
-            password = __salt__["sites.redis_password"](site)
-            found.append(_user(site, password, f"~{site}:* &{site}:* +@all -@admin -@dangerous"))
+        rules = f"~{site}:* &{site}:* +@all -@admin -@dangerous{more}"
+        found.append(_user(site, password(site), rules))
     return found
 
 
@@ -146,6 +146,48 @@ def apply(purpose):
         _expect_ok(purpose, "replicaof", *(follows or ["no", "one"]))
         changed["replicaof"] = {"old": " ".join(leader).strip(), "new": " ".join(follows)}
     return changed
+
+
+def clear(site, purpose, version=None):
+    """
+    Forget what one site keeps in a Redis of this host, and nothing of another site.
+
+    site
+        The site's name.
+    purpose
+        ``cache`` or ``session``. Sessions that are kept nowhere else end.
+    version
+        Only what was kept under this ``cache_version``; under all if not given.
+
+    Returns a dictionary: ``cleared``, how many keys. Raises ``CommandExecutionError`` if there is
+    no such site, this host has no Redis for that purpose, it is a copy, or it doesn't answer.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt cache1 redis.clear newsroom session
+    """
+    prefix = __salt__["sites.cache_prefix"](site, version)
+    chosen = __salt__["redis.server"](purpose)
+    if purpose == "broker":
+        raise CommandExecutionError("Tasks aren't a cache: nothing was cleared.")
+    if chosen["follows"]:
+        primary = chosen["follows"]["id"]
+        raise CommandExecutionError(f"This is a copy: clear it on {primary}.")
+    pattern = re.sub(r"([\\*?\[\]])", r"\\\1", prefix) + "*"
+    # In portions, as a server that holds millions of keys goes on serving meanwhile.
+    script = (
+        "local found = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', 1000) "
+        "if #found[2] > 0 then redis.call('UNLINK', unpack(found[2])) end "
+        "return found[1] .. ' ' .. #found[2]"
+    )
+    cursor, cleared = "0", 0
+    while True:
+        cursor, count = _cli(purpose, "eval", script, "0", cursor, pattern).split()
+        cleared += int(count)
+        if cursor == "0":
+            return {"cleared": cleared}
 
 
 def _read(path):

@@ -170,9 +170,30 @@ def environment(name):
     if __pillar__.get("environment") != "production":
         variables["EMAIL_URL"] = "consolemail://"  # into the log: nobody real gets any
     if site["queues"] and __salt__["inventory.peers"]("broker"):
-        variables["BROKER_URL"] = _broker_url(name)
+        variables.update(_broker(name))
     variables.update({key: str(value) for key, value in site["environment"].items()})
     return variables
+
+
+def cache_prefix(name, version=None):
+    """
+    What the keys of a site begin with in the caches, as Django makes them.
+
+    name
+        The site's name.
+    version
+        A ``cache_version``; all of them if not given.
+
+    Returns a string. Raises ``CommandExecutionError`` if there is no such site.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'cache1' sites.cache_prefix newsroom 1
+    """
+    prefix = f"{get(name)['name']}:"
+    return prefix if version is None else f"{prefix}{version}:"
 
 
 def database_password(name):
@@ -288,16 +309,19 @@ def _caches(name, site):
     return told
 
 
-def _broker_url(name):
-    """The brokers' addresses; Celery goes to the next one if one is away."""
+def _broker(name):
+    """What a site is told of the brokers. Celery goes to the next one if one is away."""
     brokers = __salt__["inventory.peers"]("broker")
     password = broker_password(name)
     if __salt__["settings.get"]("celery")["broker"] == "redis":
         redis = __salt__["settings.get"]("redis")
-        return _redis_url(name, password, brokers[0]["address"], redis, "broker")
+        url = _redis_url(name, password, brokers[0]["address"], redis, "broker")
+        # All sites' queues lie in one Redis, where each reaches only what begins with its name.
+        return {"BROKER_URL": url, "BROKER_PREFIX": f"{name}:"}
     user, password = quote(name, safe=""), quote(password, safe="")
-    port = __salt__["settings.get"]("rabbitmq")["port"]
-    return ";".join(f"amqp://{user}:{password}@{b['address']}:{port}/{user}" for b in brokers)
+    settings = __salt__["settings.get"]("rabbitmq")
+    urls = [f"amqp://{user}:{password}@{b['address']}:{settings['port']}/{user}" for b in brokers]
+    return {"BROKER_URL": ";".join(urls), "BROKER_QUEUE_TYPE": settings["queue_type"]}
 
 
 def _redis_url(name, password, address, settings, purpose):

@@ -64,6 +64,33 @@ def running(name):
     return ret
 
 
+def cleaned(name):
+    """
+    There are no units but those of what sites.yaml says. What is left over takes no more tasks and
+    is given the time to finish those it has.
+
+    name
+        The state's ID; it has no other meaning.
+
+    .. code-block:: yaml
+
+        celery/cleaned:
+          celery.cleaned: []
+    """
+    ret = {"name": name, "result": True, "changes": {}, "comment": "Nothing is left over."}
+    found = __salt__["celery.left_over"]()
+    if not found:
+        return ret
+    ret["changes"] = dict.fromkeys(found, "removed")
+    if __opts__["test"]:
+        ret.update(result=None, comment="What is left over would be stopped and removed.")
+        return ret
+    for unit in found:
+        __salt__["celery.remove"](unit)
+    ret["comment"] = "What was left over was stopped and removed."
+    return ret
+
+
 def _outdated(site, unit, since):
     """Whether the unit's file or the site's environment is newer than its start."""
     files = [

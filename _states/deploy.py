@@ -39,6 +39,39 @@ def shipped(name, rev=None, strategy=None, allow_destructive=False):
     return ret
 
 
+def joined(name):
+    """
+    A host on which nothing of a site is live yet gets what is live on the others of the farm, not
+    what is newest. Does nothing where something is live, or nothing is anywhere.
+
+    name
+        The site's name.
+
+    .. code-block:: yaml
+
+        django/newsroom/joined:
+          deploy.joined:
+            - name: newsroom
+            - order: last
+    """
+    ret = {"name": name, "result": True, "changes": {}, "comment": f"{name} is live here."}
+    if name in __salt__["deploy.live"]():
+        return ret
+    found = __salt__["deploy.live_elsewhere"](name)
+    if not found:
+        ret["comment"] = f"Nothing of {name} is live in the farm yet."
+        return ret
+    ret["changes"] = {"release": {"old": None, "new": found["release"]}}
+    if __opts__["test"]:
+        comment = f"{found['release']} would be shipped, as on the other hosts."
+        return {**ret, "result": None, "comment": comment}
+    report = __salt__["deploy.ship"](name, found["sha"])
+    ret.update(result=report["result"], comment=report["comment"])
+    if not report["result"]:
+        ret["changes"] = {}
+    return ret
+
+
 def afresh(name):
     """
     The live release runs with the site's present settings: for ``onchanges`` of its environment

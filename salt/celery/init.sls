@@ -34,3 +34,7 @@ celery/{{ site }}/running:
     - require:
       - module: celery/daemon-reload
 {% endfor %}
+
+# A queue or daemon that was taken out of sites.yaml, a removed site.
+celery/cleaned:
+  celery.cleaned: []

@@ -112,4 +112,10 @@ django/{{ name }}/environment:
     - show_changes: False
     - require:
       - file: django/{{ name }}/shared
+
+# A new host gets what is live on the others, once all else is there.
+django/{{ name }}/joined:
+  deploy.joined:
+    - name: {{ name }}
+    - order: last
 {% endfor %}

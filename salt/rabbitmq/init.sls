@@ -90,6 +90,17 @@ rabbitmq/definitions:
     - require:
       - pkg: rabbitmq/package
 
+{%- if salt['inventory.peers']('broker') | length > 1 %}
+
+rabbitmq/unknown:
+  broker.unknown:
+    - require:
+      - pkg: rabbitmq/package
+      - file: rabbitmq/cookie
+    - require_in:
+      - daemon: rabbitmq/running
+{%- endif %}
+
 rabbitmq/running:
   daemon.running:
     - name: rabbitmq-server
@@ -113,6 +124,16 @@ rabbitmq/apply:
       - file: rabbitmq/definitions
     - require:
       - daemon: rabbitmq/running
+
+{%- if salt['inventory.peers']('broker') | length > 1 %}
+
+rabbitmq/cluster:
+  broker.clustered:
+    - require:
+      - daemon: rabbitmq/running
+    - require_in:
+      - cmd: rabbitmq/apply
+{%- endif %}
 
 # The package's user with a password that everybody knows.
 rabbitmq/no-guest:

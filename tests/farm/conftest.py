@@ -99,11 +99,13 @@ def lab():
 @pytest.fixture(autouse=True)
 def everything_on(request):
     """After each test that uses the lab: what it cut or killed is back, whatever became of it."""
-    yield
     if "lab" not in request.fixturenames:
+        yield
         return
     lab = request.getfixturevalue("lab")
-    for host in lab.hosts.values():
+    on = [host for host in lab.hosts.values() if host.running()]
+    yield
+    for host in on:
         if not host.running():
             lab.start(host.name)
         elif not network.connected(lab.lab.name, host.name):

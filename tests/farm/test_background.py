@@ -2,86 +2,18 @@
 
 import concurrent.futures
 import contextlib
-import datetime
 import json
 import pathlib
 import time
 
 import pytest
 
+from tests.farm.rehearsal import SITE, commit, done, queue, rehearsal, site_python, until
+
+__all__ = ["rehearsal"]  # a fixture
 CLIENT = pathlib.Path(__file__).with_name("cache_client.py").read_text()
-SITE = "newsroom"
-DATABASE = "db1"
-# What the drills' tasks write; nothing else of the site is that old.
-FIRST_DAY = datetime.date(1990, 1, 1)
-
-
-def until(seconds, check, every=1.0):
-    """What `check` returns as soon as it is true; fails after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not (found := check()):
-        assert time.monotonic() < deadline, f"not within {seconds} s; the last answer: {found!r}"
-        time.sleep(every)
-    return found
-
-
-def site_python(lab, host, code):
-    """Run Python with the live release of the site, as its own user, on a worker host."""
-    root = f"/srv/sites/{SITE}"
-    release = pathlib.PurePath(lab.run(host, "readlink", f"{root}/current").stdout.strip()).name
-    script = "/usr/local/lib/saltern/celery_service.py"
-    note, env = f"{root}/deploy/releases/{release}.json", f"{root}/shared/.env"
-    command = ["python3", script, note, env, "run", "python", "-c", code]
-    return lab.run(host, "runuser", "-u", f"site-{SITE}", "--", *command).stdout
-
-
-def queue(lab, host, count, first=0):
-    """Queue tasks on a host: the digests of so many days. The same day twice is the same task."""
-    days = [str(FIRST_DAY + datetime.timedelta(first + n)) for n in range(count)]
-    site_python(
-        lab,
-        host,
-        "import django; django.setup()\n"
-        "from newsroom.celery import app\n"
-        "from articles.tasks import write_digest\n"
-        f"for day in {days!r}: write_digest.delay(day)",
-    )
-
-
-def sql(lab, statement):
-    """What PostgreSQL answers: lines."""
-    command = ["runuser", "-u", "postgres", "--", "psql", "-XAtq", "-v", "ON_ERROR_STOP=1"]
-    return lab.run(DATABASE, *command, "-d", SITE, "-c", statement).stdout.split()
-
-
-def done(lab):
-    """How many of the queued tasks were done, and how many runs that took."""
-    (line,) = sql(lab, "SELECT count(DISTINCT day) || '/' || count(*) FROM rehearsal")
-    return tuple(int(number) for number in line.split("/"))
-
-
-@pytest.fixture
-def rehearsal(lab):
-    """Each run of a task is counted, and takes up to half a second, by its day."""
-    undo = (
-        "DROP TRIGGER IF EXISTS rehearsal ON articles_digest;"
-        "DROP FUNCTION IF EXISTS rehearse(); DROP TABLE IF EXISTS rehearsal;"
-        "DELETE FROM articles_digest WHERE day < '2000-01-01'"
-    )
-    sql(lab, undo)
-    sql(
-        lab,
-        "CREATE TABLE rehearsal (day date, at timestamptz DEFAULT clock_timestamp());"
-        "CREATE FUNCTION rehearse() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN"
-        " IF NEW.day < '2000-01-01' THEN"
-        " PERFORM pg_sleep((NEW.day - date '1990-01-01') % 6 * 0.1);"
-        " INSERT INTO rehearsal VALUES (NEW.day);"
-        " END IF; RETURN NEW; END $$;"
-        "CREATE TRIGGER rehearsal BEFORE INSERT OR UPDATE ON articles_digest"
-        " FOR EACH ROW EXECUTE FUNCTION rehearse()",
-    )
-    yield
-    sql(lab, undo)
+WRITE_DIGEST = "articles.tasks.write_digest"
+WORKERS = ("worker1", "worker2")
 
 
 @contextlib.contextmanager
@@ -183,13 +115,50 @@ def test_tasks_are_done_and_seen(lab, rehearsal):
     assert set(lab.salt("worker1", "broker.stats")["worker1"]["queues"][SITE]) == {"high", "low"}
 
 
-def test_one_beat_for_the_farm(lab):
-    def running():
-        command = ["systemctl", "show", f"celery-{SITE}-beat@*", "--property=StatusText"]
-        said = [lab.run(host, *command).stdout for host in ("worker1", "worker2")]
-        return "".join(said).count("the only beat"), "".join(said).count("Stands by")
+def test_a_failed_task_is_seen(lab):
+    def failed():
+        told = lab.salt("worker*", "celery.inspect", SITE)
+        return sum(host["failed"].get(WRITE_DIGEST, 0) for host in told.values())
 
-    until(60, lambda: running() == (1, 1))
+    before = failed()
+    task = "from articles.tasks import write_digest; write_digest.delay('no day')"
+    site_python(lab, "worker1", f"import django; django.setup()\nimport newsroom.celery\n{task}")
+    until(60, lambda: failed() == before + 1)
+
+
+def test_one_site_is_cleared_from_the_caches(lab):
+    memcached(lab, "app1", f"set {SITE}:1:probe 0 60 2", "ok", "set other:1:probe 0 60 2", "ok")
+    assert sum(host["cleared"] for host in lab.salt("cache*", "memcached.clear", SITE).values())
+    left = memcached(lab, "app1", f"get {SITE}:1:probe", "get other:1:probe")
+    assert "VALUE other:1:probe" in left
+    assert f"VALUE {SITE}:1:probe" not in left
+
+    def sessions():
+        return lab.salt("cache1", "redis.stats")["cache1"]["session"]["keys"]
+
+    code = "from django.core.cache import caches; caches['sessions'].set('probe', 1, 60)"
+    site_python(lab, "worker1", f"import django; django.setup()\n{code}")
+    assert sessions()
+    assert lab.salt("cache1", "redis.clear", SITE, "session")["cache1"]["cleared"]
+    assert sessions() == 0
+
+
+def beats(lab, *hosts):
+    """What the beats of these hosts say that they do, by host."""
+    command = ["systemctl", "show", f"celery-{SITE}-beat@*", "--property=StatusText", "--value"]
+    return {host: lab.run(host, *command).stdout.strip() for host in hosts or WORKERS}
+
+
+def the_only_beat(lab):
+    """The host whose beat runs, while the other's stands by; nobody else."""
+    said = sorted((told, host) for host, told in beats(lab).items())
+    if [told.partition(":")[0] for told, _ in said] == ["Runs", "Stands by"]:
+        return said[0][1]
+    return None
+
+
+def test_one_beat_for_the_farm(lab):
+    until(60, lambda: the_only_beat(lab))
 
 
 def test_a_drained_host_takes_no_tasks_until_it_is_resumed(lab):
@@ -223,30 +192,41 @@ def test_scaling_a_queue(lab):
 
 @pytest.mark.drill
 def test_ten_ships_lose_no_task(lab, rehearsal):
-    """1,000 tasks of mixed length; ten releases meanwhile."""
-    queue(lab, "worker1", 1000)
+    """1,000 tasks of mixed length; ten releases meanwhile, none of which waits for them."""
+    at_work = 0
     for number in range(10):
+        queue(lab, "worker1", 100, first=100 * number)
         commit(lab, f"Rehearsal {number}")
-        for host in ("worker1", "worker2"):
-            told = lab.run(host, "salt-call", "--out=json", "deploy.ship").stdout
-            assert json.loads(told)["local"]["result"], told
+        shipped = lab.salt("app* or worker*", "deploy.ship")
+        assert all(host["result"] for host in shipped.values()), shipped
+        at_work += done(lab)[0] < 100 * (number + 1)
+    assert at_work >= 5, "the workers had nothing to do while releases were shipped"
     until(600, lambda: done(lab)[0] == 1000, every=5)
     assert done(lab) == (1000, 1000), "a task was done twice"
 
 
 @pytest.mark.drill
 def test_the_other_worker_does_the_tasks_of_a_killed_one(lab, rehearsal):
-    queue(lab, "worker1", 100)
-    until(30, lambda: done(lab)[0] > 5)
+    queue(lab, "worker1", 200)
+    until(60, lambda: busy(lab) == set(WORKERS) and done(lab)[0] > 5)
     lab.kill("worker2")
-    until(300, lambda: done(lab)[0] == 100, every=2)
+    before = done(lab)[0]
+    assert before < 200, "all was done before the worker was killed"
+    until(400, lambda: done(lab)[0] == 200, every=2)
     lab.start("worker2")
+    until(120, lambda: {host for host, told in beats(lab).items() if told} == set(WORKERS))
+
+
+def busy(lab):
+    """The worker hosts that are at a task."""
+    told = lab.salt("worker1", "celery.inspect", SITE)["worker1"]["workers"]
+    return {name.partition("@")[2] for name, node in told.items() if node["running"]}
 
 
 @pytest.mark.drill
 def test_a_killed_broker_comes_back_with_all_tasks(lab, rehearsal):
     queue(lab, "worker1", 200)
-    until(30, lambda: done(lab)[0] > 5)
+    until(60, lambda: done(lab)[0] > 5)
     lab.kill("worker1")
     time.sleep(5)
     assert done(lab)[0] < 200, "it was done before the broker was killed"
@@ -254,13 +234,22 @@ def test_a_killed_broker_comes_back_with_all_tasks(lab, rehearsal):
     until(400, lambda: done(lab)[0] == 200, every=2)
 
 
-def commit(lab, message):
-    """A new commit in the site's repository, so that there is a release to ship."""
-    git = "git --git-dir=/srv/git/newsroom.git -c user.name=lab -c user.email=lab@localhost"
-    lab.run(
-        "master",
-        "sh",
-        "-c",
-        f'new=$({git} commit-tree "main^{{tree}}" -p main -m "{message}") &&'
-        f" {git} update-ref refs/heads/main $new",
-    )
+@pytest.mark.drill
+def test_beat_moves_by_one_command_and_when_its_host_is_lost(lab):
+    """The broker's host stays: without a broker there is nothing for a beat to do."""
+    first = until(60, lambda: the_only_beat(lab))
+    (other,) = set(WORKERS) - {first}
+    stop = ["systemctl", "stop", f"celery-{SITE}-beat@*"]
+    lab.run(first, *stop)
+    until(60, lambda: "only beat" in beats(lab, other)[other])
+    lab.salt(first, "state.apply", "celery")
+    until(60, lambda: the_only_beat(lab) == other)
+    if other == "worker1":
+        lab.run("worker1", *stop)
+        until(60, lambda: "only beat" in beats(lab, "worker2")["worker2"])
+        lab.salt("worker1", "state.apply", "celery")
+        until(60, lambda: the_only_beat(lab) == "worker2")
+    lab.kill("worker2")
+    until(120, lambda: "only beat" in beats(lab, "worker1")["worker1"])
+    lab.start("worker2")
+    until(120, lambda: the_only_beat(lab) == "worker1")

@@ -98,16 +98,20 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".partial-") as file:
             while block := answer.read(BLOCK):
                 file.write(block)
+                whole = keeping and file.tell() == length
+                if whole and answer.status == http.HTTPStatus.OK:
+                    self._keep(file, kept)  # before the client has it all and asks again
                 self.wfile.write(block)
-            file.flush()
             complete = file.tell() == length
-            if complete and keeping and answer.status == http.HTTPStatus.OK:
-                kept.parent.mkdir(exist_ok=True)
-                with contextlib.suppress(FileExistsError):  # another was faster
-                    os.link(file.name, kept)
         # What was cut short, or has no stated end, ends with the connection.
         self.close_connection = self.close_connection or not complete
         upstream.close()
+
+    def _keep(self, file, kept):
+        file.flush()
+        kept.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # another was faster
+            os.link(file.name, kept)
 
 
 def serve(address, port, folder, beyond=None):

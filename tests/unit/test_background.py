@@ -11,6 +11,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from salt.exceptions import CommandExecutionError
@@ -43,16 +44,19 @@ def module(name, host="cache1", roles=("cache",), sites=None, **settings):
         },
         "celery": {"broker": "rabbitmq", "concurrency": 5, "why": {"concurrency": "2 x cores"}},
         "rabbitmq": {"delivery_limit": 20},
+        "memcached": {"port": 11211},
     }
     found = load(ROOT / f"_modules/{name}.py")
     found.__opts__ = {"id": host}
     found.__context__ = {}
     found.__salt__ = {
         "settings.get": lambda service: {**defaults[service], **settings.get(service, {})},
+        "inventory.address": lambda: "127.0.0.1",
         "inventory.roles": lambda: list(roles),
         "inventory.peers": lambda role: [{"id": i, "address": a} for i, a in HOSTS.items()],
         "sites.list": lambda: sorted(known),
         "sites.get": lambda site: known[site],
+        "sites.cache_prefix": lambda *parts: "".join(f"{part}:" for part in parts if part),
         "sites.redis_password": lambda site: f"redis of {site}",
         "sites.broker_password": lambda site: f"broker of {site}",
         "sites.secret": lambda *path: "secret of " + " ".join(path),
@@ -106,6 +110,12 @@ def test_a_site_reaches_only_its_own_keys_and_no_password_is_written():
     assert [u["sha256"] for u in users if u["name"] == "shop"] == [wanted]
 
 
+def test_queues_in_redis_are_a_sites_own_too():
+    told = module("redis", roles=["broker"], celery={"broker": "redis"}, sites={"shop": {}})
+    rules = {user["name"]: user["rules"] for user in told.users("broker")}
+    assert rules["shop"].startswith("~shop:* &shop:* ")
+
+
 def test_redis_configuration_is_read_without_what_needs_a_start(tmp_path):
     conf = tmp_path / "redis.conf"
     conf.write_text('# a comment\nport 6380\nsave ""\nmaxmemory 1000\nreplicaof 10.0.0.1 6380\n')
@@ -130,6 +140,96 @@ def test_broker_passwords_are_hashed_as_rabbitmq_does():
     assert hashlib.sha256(raw[:4] + b"broker of shop").digest() == raw[4:]
     assert "broker of shop" not in json.dumps(told)
     assert module("broker").definitions() == told
+
+
+@pytest.fixture
+def memcached():
+    """A real one: the port that it listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["memcached", "-u", "nobody", "-l", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.05)
+    yield port
+    process.kill()
+    process.wait()
+
+
+def test_clearing_forgets_one_sites_part_of_memcached(memcached):
+    told = module("memcached", memcached={"port": memcached})
+    keys = [f"shop:{v}:key%{n}" for v in (1, 10) for n in range(1500)]
+    keys += ["shopper:1:a", "blog:1:a"]
+    told._talk("\r\n".join([f"set {key} 0 0 1\r\nx" for key in keys] + ["mn"]), "MN")
+    assert told.stats()["items"] == 3002
+    assert told.clear("shop", 1) == {"cleared": 1500}
+    assert told.clear("shop", 1) == {"cleared": 0}
+    assert told.clear("shop") == {"cleared": 1500}
+    assert told.stats()["items"] == 2
+
+
+def test_a_memcached_that_is_down_is_named(memcached):
+    told = module("memcached", memcached={"port": 1})
+    with pytest.raises(CommandExecutionError, match=r"doesn't answer at 127\.0\.0\.1:1: .*refused"):
+        told.clear("shop")
+
+
+def brokers(host, clusters, tasks=0):
+    """The module on a broker host; `clusters` are the members that each broker that is up names."""
+    told = module("broker", host=host)
+
+    def run(command, **_):
+        node = command[command.index("--node") + 1] if "--node" in command else f"rabbit@{host}"
+        if node not in clusters:
+            return {"retcode": 69, "stderr": f"unable to connect to node {node}", "stdout": ""}
+        answers = {
+            "cluster_status": {"disk_nodes": clusters[node], "running_nodes": clusters[node]},
+            "list_vhosts": [{"name": "/"}, {"name": "shop"}],
+            "list_queues": [
+                {
+                    "name": "high",
+                    "messages_ready": tasks,
+                    "messages_unacknowledged": 0,
+                    "consumers": 1,
+                }
+            ],
+        }
+        (answer,) = [value for word, value in answers.items() if word in command]
+        return {"retcode": 0, "stdout": json.dumps(answer), "stderr": ""}
+
+    told.__salt__["cmd.run_all"] = run
+    return told
+
+
+ONE, TWO = "rabbit@cache1", "rabbit@cache2"
+
+
+@pytest.mark.parametrize(
+    ("host", "clusters", "joins"),
+    [
+        ("cache2", {ONE: [ONE], TWO: [TWO]}, ONE),
+        ("cache1", {ONE: [ONE], TWO: [TWO]}, None),
+        ("cache2", {ONE: [ONE, TWO], TWO: [ONE, TWO]}, None),
+        ("cache2", {TWO: [TWO]}, None),
+        ("cache1", {ONE: [ONE], TWO: [TWO, "rabbit@cache3"]}, TWO),
+    ],
+    ids=["alone", "the first stays", "together", "nobody is up", "the first came back empty"],
+)
+def test_a_broker_that_is_alone_joins_the_others(host, clusters, joins):
+    assert brokers(host, clusters).to_join() == joins
+
+
+def test_a_broker_that_holds_tasks_neither_joins_nor_makes_its_queues_anew():
+    told = brokers("cache2", {ONE: [ONE], TWO: [TWO]}, tasks=1)
+    with pytest.raises(CommandExecutionError, match="shop's queue high holds tasks"):
+        told.join(ONE)
+    with pytest.raises(CommandExecutionError, match="shop's queue high holds tasks"):
+        told.renew("shop")
 
 
 def worker(**sites):
@@ -172,6 +272,18 @@ def test_a_queue_that_can_name_no_unit_is_refused():
 
 def test_hosts_without_the_role_have_no_workers():
     assert module("celery_units", roles=["app"]).units() == []
+
+
+def test_units_that_no_site_names_are_left_over(tmp_path):
+    told = module("celery")
+    told.__salt__["celery.units"] = worker(shop={"queues": {"high": 1}}).units
+    told._UNITS = tmp_path
+    for name in ("celery-shop-high", "celery-shop-low", "daemon-gone-feed"):
+        (tmp_path / f"{name}@.service").write_text(f"{told._MARK}. Change…\n[Unit]\n")
+    (tmp_path / "celery-theirs@.service").write_text("# Somebody else's\n")
+    assert told.left_over() == ["celery-shop-low", "daemon-gone-feed"]
+    with pytest.raises(CommandExecutionError, match="isn't left over"):
+        told.remove("celery-shop-high")
 
 
 @pytest.mark.parametrize("processes", [0, -1, "many", 1.5])

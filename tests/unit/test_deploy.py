@@ -110,6 +110,23 @@ def test_batches_hold_every_host_once(batch, canary, groups):
     assert [host for group in found for host in group] == HOSTS
 
 
+def test_a_new_host_takes_what_most_others_have_live(monkeypatch):
+    def elsewhere(**mine):
+        told = {host: {"shop": {"release": name, "sha": name}} for host, name in mine.items()}
+        monkeypatch.setattr(deploy, "__opts__", {"id": "new"}, raising=False)
+        functions = {
+            "inventory.peers": lambda role: [{"id": host} for host in (*mine, "new")],
+            "mine.get": lambda hosts, function, kind: {h: told[h] for h in hosts.split(",")},
+        }
+        monkeypatch.setattr(deploy, "__salt__", functions, raising=False)
+        found = deploy.live_elsewhere("shop")
+        return found and found["release"]
+
+    assert elsewhere(app1="1", app2="2", app3="1") == "1"
+    assert elsewhere(app1="1", app2="2") == "2"
+    assert elsewhere() is None
+
+
 def test_one_host_is_its_own_canary():
     assert runner._Policy(None, True, 0, False, "stop").batches(["app1"]) == [["app1"]]
 

@@ -222,7 +222,7 @@ def test_check_of_a_sound_host(minion):
     modules = minion()
     assert modules["settings.check"](fresh=False) == {
         "ok": True,
-        "services": ["os", "varnish"],
+        "services": ["os", "updates", "rsyslog", "varnish"],
         "sites": ["newsroom"],
     }
 

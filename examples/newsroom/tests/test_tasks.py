@@ -1,16 +1,21 @@
 """Background work, through a real Celery worker and a broker in memory."""
 
 import io
+import os
+import signal
+import threading
 import time
 from datetime import timedelta
 
 from celery.contrib.testing.worker import start_worker
 from django.contrib.auth import get_user_model
 from django.core import mail
+from django.core.cache import cache
 from django.core.management import CommandError, call_command
 from django.test import TestCase, TransactionTestCase, override_settings
 from django.utils import timezone
 
+from articles.management.commands.watch_published import look
 from articles.models import Article, Comment, Digest
 from articles.tasks import later, notify_author, notify_missed, write_digest
 from newsroom.celery import app
@@ -61,6 +66,28 @@ class DigestTests(TestCase):
         self.assertEqual(str(Digest.objects.get()), "Digest of 2024-12-31")
         with self.assertRaisesMessage(CommandError, "is not a day"):
             call_command("digest", "tomorrow")
+
+
+class WatchTests(TestCase):
+    def test_what_came_out_is_told_once_and_the_sidebar_made_anew(self):
+        call_command("seed", articles=2, stdout=io.StringIO())
+        now = timezone.now()
+        article = Article.objects.first()
+        Article.objects.filter(pk=article.pk).update(published=now - timedelta(seconds=1))
+        cache.set("sidebar", "old")
+        with self.assertLogs("articles.management.commands.watch_published") as logged:
+            until = look(now - timedelta(seconds=2))
+        self.assertEqual([line.rpartition(": ")[2] for line in logged.output], [article.title])
+        self.assertIsNone(cache.get("sidebar"))
+        with self.assertNoLogs("articles.management.commands.watch_published"):
+            look(until)
+
+    def test_it_ends_when_it_is_told_to(self):
+        self.addCleanup(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        terminate = threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGTERM])
+        terminate.start()
+        self.addCleanup(terminate.join)
+        call_command("watch_published", every=0.1)
 
 
 class QueueTests(TestCase):

@@ -22,6 +22,8 @@ import time
 # Seconds: beat's lock is tried for and looked after this often, and lost after this long.
 LOOK, LEASE = 3, 15
 LOCK = "saltern.beat"
+# Seconds until a worker has the processes that it was told to have: it looks every five.
+SCALE = 15
 
 
 def main(note, env_file, role, *arguments):
@@ -133,7 +135,9 @@ def lock_in_redis(app):
     from redis import Redis
 
     server = Redis.from_url(app.conf.broker_read_url or app.conf.broker_url)
-    lock = server.lock(LOCK, timeout=LEASE, sleep=LOOK, thread_local=False)
+    # As the site's queues: several sites share a Redis.
+    prefix = app.conf.broker_transport_options.get("global_keyprefix", "")
+    lock = server.lock(f"{prefix}{LOCK}", timeout=LEASE, sleep=LOOK, thread_local=False)
     lock.acquire()
 
     def look_after():
@@ -195,16 +199,33 @@ def waiting(connection, queue):
 
 
 def scale(app, node, processes):
+    """Change a worker's processes, and wait until it has so many: it makes them in its own time."""
     app = application(app)
-    wanted = int(processes)
+    old, wanted = processes_of(app, node), int(processes)
+    if wanted > old and app.conf.task_default_queue_type == "quorum":
+        sys.exit(
+            "A worker of quorum queues can't be told to hold more tasks while it runs: "
+            "change the site's `queues` in sites.yaml."
+        )
+    if wanted != old:
+        change = app.control.pool_grow if wanted > old else app.control.pool_shrink
+        told = change(abs(wanted - old), destination=[node], reply=True, timeout=5)
+        problems = [reply[node]["error"] for reply in told if "error" in reply.get(node, {})]
+        if problems:
+            sys.exit(f"{node}: {problems[0]}")
+    deadline = time.monotonic() + SCALE
+    while (now := processes_of(app, node)) != wanted:
+        if time.monotonic() > deadline:
+            sys.exit(f"{node} was told to have {wanted} processes and still has {now}")
+        time.sleep(0.5)
+    answer({"old": old, "new": now})
+
+
+def processes_of(app, node):
     stats = app.control.inspect([node], timeout=2).stats() or {}
     if node not in stats:
         sys.exit(f"{node} doesn't answer")
-    now = len(stats[node]["pool"]["processes"])
-    change = app.control.pool_grow if wanted > now else app.control.pool_shrink
-    if wanted != now:
-        change(abs(wanted - now), destination=[node], reply=True, timeout=5)
-    answer({"old": now, "new": wanted})
+    return len(stats[node]["pool"]["processes"])
 
 
 def answer(found):

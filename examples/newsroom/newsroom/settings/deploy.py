@@ -11,7 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.files.storage import FileSystemStorage
 
 from newsroom.settings.base import *  # noqa: F403 - settings are layered this way
-from newsroom.settings.base import BASE_DIR, LOGGING, RELEASE
+from newsroom.settings.base import BASE_DIR, CELERY_TASK_TIME_LIMIT, LOGGING, RELEASE
 
 env = environ.Env()
 
@@ -81,6 +81,19 @@ if env("SESSION_REDIS_URL", default=""):
 
 # Several brokers stand one after the other, with ";" between them.
 CELERY_BROKER_URL = env("BROKER_URL", default=None)
+if env("BROKER_PREFIX", default=""):
+    CELERY_BROKER_TRANSPORT_OPTIONS = {
+        # Several sites share a Redis.
+        "global_keyprefix": env("BROKER_PREFIX"),
+        # Seconds after which Redis gives a task of a lost worker to another one: above the
+        # longest task, or it would run twice at once.
+        "visibility_timeout": 2 * CELERY_TASK_TIME_LIMIT,
+    }
+if env("BROKER_QUEUE_TYPE", default="classic") == "quorum":
+    CELERY_TASK_DEFAULT_QUEUE_TYPE = CELERY_TASK_CREATE_MISSING_QUEUE_TYPE = "quorum"
+    # Tasks for later wait in the broker, which reaches only queues behind topic exchanges.
+    CELERY_TASK_DEFAULT_EXCHANGE_TYPE = "topic"
+    CELERY_TASK_CREATE_MISSING_QUEUE_EXCHANGE_TYPE = "topic"
 
 # Files
 STATIC_ROOT = env("STATIC_ROOT")
