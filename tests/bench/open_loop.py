@@ -22,27 +22,48 @@ MIX = {
     "upload": 1.5,
     "slow": 0.5,
 }
-UPLOAD = b"x" * 200_000
+# The site's check for forgery compares a cookie with a field of the form: any value will do.
+TOKEN = "a" * 32
+FORM = f"csrfmiddlewaretoken={TOKEN}".encode()
+BOUNDARY = "part"
+UPLOAD = "\r\n".join(
+    (
+        f"--{BOUNDARY}",
+        'Content-Disposition: form-data; name="csrfmiddlewaretoken"',
+        "",
+        TOKEN,
+        f"--{BOUNDARY}",
+        'Content-Disposition: form-data; name="photo"; filename="photo.bin"',
+        "Content-Type: application/octet-stream",
+        "",
+        "x" * 200_000,
+        f"--{BOUNDARY}--",
+        "",
+    )
+).encode()
 
 
 def request_of(kind, number, host):
-    """The bytes of a request, and the statuses that are right answers."""
+    """The bytes of a request, and the status that is the right answer."""
     if kind == "cached":
-        return head("GET", "/", host), (200,)
+        return head("GET", "/", host), 200
     if kind == "uncached":
-        return head("GET", f"/?flush-the-cache={number}", host), (200,)
+        return head("GET", f"/?flush-the-cache={number}", host), 200
     if kind == "slow":
-        return head("GET", "/slow/?seconds=5", host), (200,)
-    # The forms' own check for forgery refuses these two in Django itself: the road is the same.
-    body = UPLOAD if kind == "upload" else b"username=ada&password=wrong"
-    return head("POST", "/login/", host, body), (403,)
+        return head("GET", "/slow/?seconds=5", host), 200
+    # A form that Django reads to its end, and that changes nothing: a stranger logs out.
+    if kind == "upload":
+        return head(
+            "POST", "/logout/", host, UPLOAD, f"multipart/form-data; boundary={BOUNDARY}"
+        ), 302
+    return head("POST", "/logout/", host, FORM, "application/x-www-form-urlencoded"), 302
 
 
-def head(method, path, host, body=b""):
+def head(method, path, host, body=b"", kind=None):
     lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close"]
     if method == "POST":
-        lines += [f"Content-Length: {len(body)}"]
-        lines += ["Content-Type: application/x-www-form-urlencoded"]
+        lines += [f"Content-Length: {len(body)}", f"Content-Type: {kind}"]
+        lines += [f"Cookie: csrftoken={TOKEN}"]
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
 
 
@@ -84,7 +105,7 @@ async def ask(address, port, kind, number, host, timeout):
     named = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
     length = named.get("content-length")
     found = {"status": status, "release": named.get("x-release")}
-    if status not in right:
+    if status != right:
         found["error"] = f"status {status}"
     elif length is not None and int(length) != len(body):
         found["error"] = f"{len(body)} of {length} bytes"

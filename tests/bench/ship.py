@@ -22,30 +22,17 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.lab import farm, network  # noqa: E402 - the checkout is on the path now
+# The checkout is on the path now.
+from tests.farm import releases  # noqa: E402
+from tests.lab import farm, network  # noqa: E402
 
-COMMIT = """
-set -e
-export GIT_DIR=/srv/git/newsroom.git GIT_INDEX_FILE=$(mktemp -u)
-git() { command git -c user.name=bench -c user.email=bench@localhost "$@"; }
-git read-tree main
-base=$(git show main:requirements.txt)
-put() { git update-index --add --cacheinfo 100644,"$(git hash-object -w --stdin)",$1; }
-[ $(($1 % 2)) = 0 ] || printf '%s\\niniconfig==2.0.0\\n' "$base" | put requirements.txt
-for n in $(seq 1 $1); do
-    before=$(printf 'bench_%s_%04d' $3 $((n - 1)))
-    [ $n -gt 1 ] || before=$2
-    put articles/migrations/$(printf 'bench_%s_%04d' $3 $n).py <<END
+MIGRATION = """\
 from django.db import migrations
+
+
 class Migration(migrations.Migration):
-    dependencies = [("articles", "$before")]
-    operations = [migrations.RunSQL("CREATE TABLE bench_$3_$n (n int)")]
-END
-done
-commit=$(git commit-tree "$(git write-tree)" -p main -m "Bench $1")
-git update-ref refs/heads/bench-$1 $commit
-rm -f "$GIT_INDEX_FILE"
-echo $commit
+    dependencies = [("articles", "{before}")]
+    operations = [migrations.RunSQL("{sql}")]
 """
 
 
@@ -59,31 +46,27 @@ class Bench:
         self.ships = []
         # Of this run alone: its migrations were never applied before.
         self.mark = str(int(time.time()))
+        self.requirements = releases.published(self.master, "requirements.txt")
+        self.migration = releases.last_migration(self.master)
 
     def run(self):
         print(f"{self.options.ships} ships, strategy {self.options.strategy}, "
               f"{self.options.rate:g} requests/s", flush=True)  # fmt: skip
-        leaf = self.master_run(
-            "sh", "-c", "git --git-dir=/srv/git/newsroom.git ls-tree --name-only main "
-            "articles/migrations/ | sed -n 's,.*/\\([0-9].*\\)\\.py$,\\1,p' | tail -n1",
-        ).strip()  # fmt: skip
         with tempfile.NamedTemporaryFile("w+") as answers:
             client = self.client(answers)
             self.started = time.monotonic()
             time.sleep(5)
             try:
                 for number in range(1, self.options.ships + 1):
-                    self.ship(number, leaf)
+                    self.ship(number)
                 time.sleep(5)
             finally:
                 client.terminate()
                 client.wait()
+                releases.forget(self.master)
             answers.seek(0)
             found = [json.loads(line) for line in answers if line.endswith("}\n")]
         return self.report(found)
-
-    def master_run(self, *command):
-        return self.master.run(*command).stdout
 
     def client(self, answers):
         balancer = next(h for h in self.lab.hosts.values() if "loadbalancer" in h.roles)
@@ -92,13 +75,25 @@ class Bench:
         command += ["--rate", str(self.options.rate), "--seconds", "36000"]
         return subprocess.Popen(network.on_hub(self.lab.name, command), stdout=answers)
 
-    def ship(self, number, leaf):
-        commit = self.master_run("sh", "-c", COMMIT, "bench", str(number), leaf, self.mark).strip()
+    def commit(self, number):
+        """A commit with one more migration; every second one has a dependency more, too."""
+        files, before = {}, self.migration
+        for count in range(1, number + 1):
+            name = f"bench_{self.mark}_{count:04d}"
+            table = f"CREATE TABLE bench_{self.mark}_{count} (n int)"
+            files[f"articles/migrations/{name}.py"] = MIGRATION.format(before=before, sql=table)
+            before = name
+        if number % 2:
+            files["requirements.txt"] = self.requirements + "iniconfig==2.0.0\n"
+        return releases.commit(self.master, f"bench-{number}", files)
+
+    def ship(self, number):
+        commit = self.commit(number)
         began = time.monotonic() - self.started
-        told = json.loads(self.master_run(
+        told = json.loads(self.master.run(
             "salt", "--out=json", "--static", "--timeout=60", self.options.target,
-            "deploy.ship", f"rev={commit}", f"strategy={self.options.strategy}",
-        ))  # fmt: skip
+            "deploy.ship", f"rev={commit}", f"strategy={self.options.strategy}", check=False,
+        ).stdout)  # fmt: skip
         ended = time.monotonic() - self.started
         wrong = {h: r for h, r in told.items() if not isinstance(r, dict) or not r["result"]}
         if wrong or not told:

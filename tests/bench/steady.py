@@ -5,7 +5,8 @@ Ask for a URL at a steady rate, whatever the answers do (open loop), and say wha
     python3 tests/bench/steady.py http://198.18.0.11/ --host newsroom.lab --rate 500 --seconds 10
 
 Requests go over kept connections; one that finds its connection closed by the server before any
-byte of an answer is sent again on a new one, as browsers do. Prints one line of JSON: ``sent``,
+byte of an answer is sent again on a new one, as browsers do. SIGTERM ends it early: what was sent
+is still waited for. Prints one line of JSON: ``sent``,
 ``ok``, ``failed``, ``errors`` (the first ten, by kind), ``p50_ms``, ``p99_ms``, ``max_ms``.
 ``{n}`` in the URL becomes a number, another for each request.
 """
@@ -14,6 +15,7 @@ import argparse
 import asyncio
 import collections
 import json
+import signal
 import time
 import urllib.parse
 
@@ -47,7 +49,7 @@ class Client:
             "Content-Length: 0\r\n\r\n"
         ).encode()
         for last_try in (False, True):
-            reader, writer, fresh = await self._connection()
+            reader, writer, fresh = await self._connection(last_try)
             try:
                 writer.write(head)
                 answer = await reader.readuntil(b"\r\n\r\n")
@@ -75,8 +77,8 @@ class Client:
             self.idle.append((reader, writer))
         return int(lines[0].split()[1])
 
-    async def _connection(self):
-        while self.idle:
+    async def _connection(self, fresh):
+        while self.idle and not fresh:
             reader, writer = self.idle.pop()
             if not reader.at_eof() and not writer.is_closing():
                 return reader, writer, False
@@ -86,12 +88,15 @@ class Client:
 
 
 async def run(options):
-    client, asked = Client(options), []
+    client, asked, end = Client(options), [], asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end.set)
     began = time.monotonic()
     for number in range(int(options.rate * options.seconds)):
         wait = began + number / options.rate - time.monotonic()
         if wait > 0:
             await asyncio.sleep(wait)
+        if end.is_set():
+            break
         asked.append(asyncio.ensure_future(client.ask(number)))
     await asyncio.gather(*asked)
     seconds = sorted(client.seconds)

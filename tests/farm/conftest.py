@@ -34,6 +34,11 @@ class LabUnderTest:
         """Run a command in a host. Returns a ``CompletedProcess`` with text output."""
         return self.lab.host(host).run(*command, check=check, stdin=stdin)
 
+    def start_in(self, host, *command):
+        """Start a command in a host and go on. Returns the ``Popen``."""
+        inside = self.lab.host(host).inside([str(word) for word in command])
+        return subprocess.Popen(inside, stdin=subprocess.DEVNULL)
+
     def salt(self, target, function, *arguments):
         """Call a function on the minions that a (compound) target matches. Returns a dict by id."""
         return salt_cli.call(self.lab, target, function, *arguments, options=["-C", "-t", "30"])
@@ -97,15 +102,15 @@ def lab():
 
 
 @pytest.fixture(autouse=True)
-def everything_on(request):
+def everything_back(request):
     """After each test that uses the lab: what it cut or killed is back, whatever became of it."""
     if "lab" not in request.fixturenames:
         yield
         return
     lab = request.getfixturevalue("lab")
-    on = [host for host in lab.hosts.values() if host.running()]
+    before = lab.lab.running()
     yield
-    for host in on:
+    for host in before:
         if not host.running():
             lab.start(host.name)
         elif not network.connected(lab.lab.name, host.name):

@@ -1,34 +1,16 @@
 """The road of a request through the farm: balancers, accelerators, web servers."""
 
-import concurrent.futures
 import json
-import pathlib
 import re
-import sys
 import time
 
 import pytest
 
+from tests.farm.visitors import visitors
+
 HOST = {"Host": "newsroom.lab"}
 SHARED = "198.18.0.5"
-STEADY = pathlib.Path(__file__).parents[1] / "bench" / "steady.py"
-
-
-def load(lab, url, **options):
-    """Ask at a steady rate; the report of tests/bench/steady.py."""
-    given = [f"--{key}={value}" for key, value in options.items()]
-    done = lab.on_hub(sys.executable, STEADY, url, "--host=newsroom.lab", *given)
-    assert done.returncode == 0, done.stderr.decode()
-    return json.loads(done.stdout)
-
-
-def while_loaded(lab, url, act, **options):
-    """Do something while a load runs; returns the load's report."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        report = pool.submit(load, lab, url, **options)
-        time.sleep(1.5)
-        act()
-        return report.result()
+NGINX = 8080
 
 
 def journal(lab, host, *options):
@@ -49,6 +31,12 @@ def logged(lab, hosts, name, *options, seconds=15):
             return found
         time.sleep(0.5)
     return []
+
+
+def stylesheet(lab):
+    """The path of a file whose name carries its hash."""
+    page = lab.get("http://lb1/", headers=HOST).body
+    return re.search(r'/static/[^"]+\.[0-9a-f]{8,}\.css', page).group()
 
 
 def test_a_request_is_found_by_its_name_in_every_layer(lab):
@@ -109,8 +97,7 @@ def test_a_page_is_kept_purged_and_kept_again(lab):
 
 
 def test_static_files_are_packed_and_kept(lab):
-    page = lab.get("http://lb1/", headers=HOST).body
-    path = re.search(r'/static/[^"]+\.[0-9a-f]{8,}\.css', page).group()
+    path = stylesheet(lab)
     for encoding in ("br", "gzip"):
         answer = lab.get(f"http://lb1{path}", headers={**HOST, "Accept-Encoding": encoding})
         assert answer.status == 200
@@ -145,23 +132,22 @@ def test_an_app_host_is_drained_and_put_back(lab):
 
 
 @pytest.mark.parametrize(
-    ("target", "function", "arguments"),
+    ("target", "function", "arguments", "url"),
     [
-        ("lb*", "service.reload", ["haproxy"]),
-        ("cache*", "varnish.reload", []),
-        pytest.param("app*", "service.reload", ["nginx"], marks=pytest.mark.drill),
+        ("lb*", "service.reload", ["haproxy"], "http://198.18.0.11"),
+        ("cache*", "varnish.reload", [], "http://198.18.0.11"),
+        ("app*", "service.reload", ["nginx"], f"http://198.18.0.31:{NGINX}"),
     ],
+    ids=["haproxy", "varnish", "nginx"],
 )
-def test_a_reload_fails_no_request(lab, target, function, arguments):
-    def act():
-        lab.salt(target, function, *arguments)
-        lab.salt(target, function, *arguments)
-
-    # For nginx pages that aren't kept; for the others what visitors see.
-    url = "http://198.18.0.31:8080/health/" if target == "app*" else "http://198.18.0.11/"
-    report = while_loaded(lab, url, act, rate=500, seconds=8)
-    assert report["sent"] == 4000
-    assert report["failed"] == 0, report
+def test_a_reload_fails_no_request(lab, target, function, arguments, url):
+    # A file for nginx itself, what visitors see for the others.
+    url += stylesheet(lab) if target == "app*" else "/"
+    with visitors(lab, url, rate=500) as seen:
+        for _ in range(3):
+            lab.salt(target, function, *arguments)
+    assert seen.report["sent"] > 1000
+    assert seen.report["failed"] == 0, seen.report
 
 
 def test_a_bad_value_takes_nothing_down(lab):
@@ -190,42 +176,40 @@ def test_the_shared_address_moves_within_three_seconds(lab):
         return name
 
     first = holder()
-    report = while_loaded(
-        lab, f"http://{SHARED}/", lambda: lab.cut(first), rate=50, seconds=10, timeout=3.5
-    )
+    shared = f"http://{SHARED}/"
     try:
+        with visitors(lab, shared, rate=50, timeout=3.5, after=6) as seen:
+            lab.cut(first)
         (second,) = {"lb1", "lb2"} - {first}
         assert f" {SHARED}/" in lab.run(second, "ip", "-o", "addr").stdout
         # Three seconds at 50 a second; those that were under way may have failed too.
-        assert report["failed"] <= 160, report
-        assert lab.get(f"http://{SHARED}/", headers=HOST, timeout=3).status == 200
+        assert seen.report["failed"] <= 160, seen.report
+        assert lab.get(shared, headers=HOST, timeout=3).status == 200
         # Back, it knows no live server yet: it waits until it does before it takes the address.
-        report = while_loaded(
-            lab, f"http://{SHARED}/", lambda: lab.mend(first), rate=50, seconds=12, timeout=3.5
-        )
+        with visitors(lab, shared, rate=50, timeout=3.5, after=10) as seen:
+            lab.mend(first)
         # What was under way when the address moved back is cut off; nothing is answered wrongly.
-        assert report["failed"] <= 25, report
-        assert not [error for error in report["errors"] if error.startswith("status")], report
+        assert seen.report["failed"] <= 25, seen.report
+        wrong = [error for error in seen.report["errors"] if error.startswith("status")]
+        assert not wrong, seen.report
         assert holder() == first
     finally:
         lab.mend(first)
 
 
-@pytest.mark.drill
-def test_an_accelerator_is_lost(lab):
-    report = while_loaded(
-        lab, "http://198.18.0.11/", lambda: lab.cut("cache1"), rate=100, seconds=8, timeout=10
-    )
-    lab.mend("cache1")
-    assert report["failed"] == 0, report
+@pytest.mark.parametrize("lose", ["cut", "kill"])
+def test_an_accelerator_is_lost(lab, lose):
+    with visitors(lab, "http://198.18.0.11/", rate=100, timeout=10, after=6) as seen:
+        getattr(lab, lose)("cache1")
+    assert seen.report["failed"] == 0, seen.report
 
 
-@pytest.mark.drill
-def test_an_app_host_is_lost(lab):
+@pytest.mark.parametrize("lose", ["cut", "kill"])
+def test_an_app_host_is_lost(lab, lose):
     url = "http://198.18.0.11/?lost={n}"
-    report = while_loaded(lab, url, lambda: lab.cut("app1"), rate=10, seconds=10, timeout=12)
-    lab.mend("app1")
-    assert report["failed"] == 0, report
+    with visitors(lab, url, rate=20, timeout=15, after=6) as seen:
+        getattr(lab, lose)("app1")
+    assert seen.report["failed"] == 0, seen.report
 
 
 @pytest.mark.drill

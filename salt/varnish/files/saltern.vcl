@@ -59,10 +59,11 @@ acl purgers {
 
 sub vcl_init {
 {%- for site in sites %}
-    new {{ site.label }}_apps = directors.round_robin();
+    new {{ site.label }}_apps = directors.shard();
 {%- for host in apps %}
     {{ site.label }}_apps.add_backend({{ backend_name(site, host) }});
 {%- endfor %}
+    {{ site.label }}_apps.reconfigure();
 {%- endfor %}
     return (ok);
 }
@@ -86,7 +87,7 @@ sub vcl_recv {
     # Which site is asked for? A name that nobody knows gets no answer from a site.
 {%- for site in sites %}
     {{ 'if' if loop.first else 'elseif' }} ({{ is_host('req', site.domains) }}) {
-        set req.backend_hint = {{ site.label }}_apps.backend();
+        set req.backend_hint = {{ site.label }}_apps.backend(resolve=LAZY);
         call {{ site.label }}_recv;
     }
 {%- if site.redirect_domains %}
@@ -190,6 +191,14 @@ sub vcl_miss {
 }
 
 sub vcl_backend_fetch {
+    # Requests are spread by their names. One that is tried again goes to another host than before.
+{%- for site in sites if apps %}
+    if ({{ is_host('bereq', site.domains) }}) {
+        set bereq.backend = {{ site.label }}_apps.backend(by=KEY, key={{ site.label }}_apps.key(bereq.http.X-Request-ID + bereq.url), alt=bereq.retries);
+    }
+{%- endfor %}
+    # A connection of its own: one that was kept to a host that has died since would wait in vain.
+    set bereq.http.Connection = "close";
     if (bereq.http.X-Saltern-Encoding && !bereq.uncacheable) {
         set bereq.http.Accept-Encoding = bereq.http.X-Saltern-Encoding;
     }
