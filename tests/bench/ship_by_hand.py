@@ -19,9 +19,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-# The checkout is on the path now.
-from tests.farm import releases  # noqa: E402
-from tests.lab import farm, salt  # noqa: E402
+from tests.farm import releases  # noqa: E402 - the checkout is on the path only now
+from tests.lab import farm, salt  # noqa: E402 - the checkout is on the path only now
 
 SITE, HOST = "newsroom", "app1"
 # Where the same release goes by hand: beside the site, with its environment.
