@@ -17,6 +17,8 @@ _INSTALL = re.compile(
     r"Inst (?P<name>\S+) (?:\[(?P<old>[^]]*)\] )?\((?P<new>\S+) (?P<origins>[^)]*)"
 )
 _QUIET = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+# To look at what is held, and to change it.
+_HELD_TOO = ["--ignore-hold", "--allow-change-held-packages"]
 _KEEP = ["-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"]
 
 
@@ -41,7 +43,7 @@ def status(refresh=False):
         _apt("update", "-qq")
     found = _pending()
     held = set(_lines(["apt-mark", "showhold"]))
-    every = _pending("--ignore-hold")
+    every = _pending(*_HELD_TOO)
     return {
         "pending": {name: one["change"] for name, one in found.items()},
         "security": sorted(name for name, one in found.items() if one["security"]),
@@ -51,7 +53,7 @@ def status(refresh=False):
     }
 
 
-def apply(security=False, held=False):
+def apply(security=False, held=False, refresh=True):
     """
     Install what is newer. Services whose package is updated are restarted by it: take the host out
     of the road first, as ``salt-run updates.roll`` does.
@@ -60,6 +62,8 @@ def apply(security=False, held=False):
         Security updates only.
     held
         What is held, too.
+    refresh
+        Ask the mirrors first.
 
     Returns a dictionary from package to ``old -> new`` of what was installed. Raises
     ``CommandExecutionError`` with apt's last lines if it fails.
@@ -71,15 +75,15 @@ def apply(security=False, held=False):
         salt 'app2' updates.apply
         salt 'db2' updates.apply held=True
     """
-    _apt("update", "-qq")
-    options = ["--ignore-hold"] if held else []
+    if refresh:
+        _apt("update", "-qq")
+    options = _HELD_TOO if held else []
     wanted = _pending(*options)
     if security:
         wanted = {name: one for name, one in wanted.items() if one["security"]}
     if not wanted:
         return {}
-    more = ["--allow-change-held-packages"] if held else []
-    _apt("install", "-y", "-qq", "--only-upgrade", *more, *_KEEP, *sorted(wanted))
+    _apt("install", "-y", "-qq", "--only-upgrade", *options, *_KEEP, *sorted(wanted))
     left = _pending(*options)
     return {name: one["change"] for name, one in wanted.items() if name not in left}
 
