@@ -103,14 +103,16 @@ def settled(name):
     return ret
 
 
-def user(name, password, replication=False, createdb=False, grants=None):
+def user(name, secret, replication=False, createdb=False, grants=None):
     """
     A role that may log in, with this password, and nothing beyond.
 
     name
         Its name.
-    password
-        Its password. It reaches the server as a SCRAM verifier, over a socket.
+    secret
+        Where its password stands below ``secrets:`` in the pillar, step by step: the password
+        itself would lie in the minion's cache of states. It reaches the server as a SCRAM
+        verifier, over a socket.
     replication
         Whether it may copy the whole cluster.
     createdb
@@ -123,9 +125,10 @@ def user(name, password, replication=False, createdb=False, grants=None):
         postgres/newsroom/user:
           database.user:
             - name: newsroom
-            - password: secret
+            - secret: [postgres, users, newsroom]
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": f"{name} is as it should be."}
+    password = __salt__["sites.secret"](*secret)
     changes, commands = _user_changes(
         name, password, {"REPLICATION": replication, "CREATEDB": createdb}, grants or []
     )

@@ -65,7 +65,10 @@ backup/tls:
 backup/authority:
   file.managed:
     - name: /etc/pgbackrest/tls/authority.key
-    - contents: {{ salt['sites.secret']('backup', 'authority_key') | json }}
+    - source: salt://os/files/secret
+    - template: jinja
+    - context:
+        path: [backup, authority_key]
     - user: root
     - group: root
     - mode: '0600'
@@ -136,7 +139,8 @@ backup/running:
 backup/passwords:
   file.managed:
     - name: /etc/saltern/backup.pgpass
-    - contents: {{ ('*:*:*:backup:' ~ salt['sites.secret']('backup', 'password') | replace('\\', '\\\\') | replace(':', '\\:')) | json }}
+    - source: salt://backup/files/pgpass
+    - template: jinja
     - mode: '0600'
     - makedirs: True
     - show_changes: False
@@ -144,7 +148,10 @@ backup/passwords:
 backup/passphrase:
   file.managed:
     - name: /etc/saltern/backup.passphrase
-    - contents: {{ salt['sites.secret']('backup', 'passphrase') | json }}
+    - source: salt://os/files/secret
+    - template: jinja
+    - context:
+        path: [backup, passphrase]
     - mode: '0600'
     - makedirs: True
     - show_changes: False

@@ -124,7 +124,7 @@ postgres/settled:
 postgres/replication:
   database.user:
     - name: replication
-    - password: {{ salt['sites.secret']('postgres', 'replication') | json }}
+    - secret: [postgres, replication]
     - replication: True
     - require:
       - service: postgres/running
@@ -156,7 +156,7 @@ postgres/statistics:
 postgres/{{ name }}/user:
   database.user:
     - name: {{ database.user | json }}
-    - password: {{ salt['sites.database_password'](name) | json }}
+    - secret: {{ ['postgres', 'users', database.user] | json }}
     - require:
       - service: postgres/running
 
@@ -182,7 +182,7 @@ postgres/{{ name }}/database:
 postgres/backup:
   database.user:
     - name: backup
-    - password: {{ salt['sites.secret']('backup', 'password') | json }}
+    - secret: [backup, password]
     - createdb: True
     - grants: {{ (['pg_read_all_data', 'pg_monitor'] + own) | json }}
     - require:

@@ -23,7 +23,10 @@ rsyslog/nowhere:
 rsyslog/authority:
   file.managed:
     - name: /etc/rsyslog/tls/authority.key
-    - contents: {{ salt['sites.secret']('rsyslog', 'authority_key') | json }}
+    - source: salt://os/files/secret
+    - template: jinja
+    - context:
+        path: [rsyslog, authority_key]
     - user: root
     - group: root
     - mode: '0600'

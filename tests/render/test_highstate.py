@@ -1,5 +1,6 @@
 """Every host of the matrix: its states compile, exist, know their arguments; its files render."""
 
+import json
 import re
 
 import pytest
@@ -21,6 +22,25 @@ def test_states_and_arguments_and_requisites_exist(host):
 
 def test_files_render(host):
     none(host.render)
+
+
+def test_no_state_holds_a_secret(host):
+    """Minions keep compiled states on disk: a secret belongs into a template, or is looked up."""
+    told = hosts.pillar(*host.name[:2]).get("secrets", {})
+    compiled = json.dumps(host.chunks, default=str)
+    none(
+        f"a secret of {kind}"
+        for kind, value in told.items()
+        for secret in lines(value)
+        if json.dumps(secret)[1:-1] in compiled
+    )
+
+
+def lines(value):
+    """The lines of all texts in a structure that are long enough to be secrets."""
+    if isinstance(value, dict):
+        return {line for part in value.values() for line in lines(part)}
+    return {line for line in str(value).splitlines() if len(line) >= 12 and "-----" not in line}
 
 
 def test_ids_are_paths_that_begin_with_their_service(host):
