@@ -25,6 +25,8 @@ from salt.exceptions import CommandExecutionError
 FENCE = pathlib.Path("/var/lib/postgresql/fenced")
 OWNER = "postgres"
 REPLICATION_USER = "replication"
+# What ALTER SYSTEM writes, in the data folder.
+_AUTOMATIC = "postgresql.auto.conf"
 
 Cluster = namedtuple("Cluster", "version name port data config programs unit")
 
@@ -263,13 +265,37 @@ def promote(lsn=None, timeout=60):
     if lsn:
         _wait_for(lsn, timeout)
     execute(f"SELECT pg_promote(true, {int(timeout)})")
-    if __salt__["settings.get"]("postgres")["synchronous"]:
+    if query("SELECT current_setting('synchronous_standby_names') AS names")[0]["names"]:
         # Nobody follows yet: a commit that waited for a follower would wait for ever.
         execute("ALTER SYSTEM SET synchronous_standby_names = ''")
         execute("SELECT pg_reload_conf()")
     if __salt__["service.status"]("pgbouncer"):
         __salt__["pgbouncer.reconnect"]()
     return {"timeline": status()["timeline"], "seconds": round(time.monotonic() - began, 2)}
+
+
+def wait_for_replicas():
+    """
+    Have commits wait for a replica again, where a promotion suspended that and a replica has joined
+    since. The runner ``database.rejoin`` and ``state.apply`` call this.
+
+    Returns whether anything was changed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'db*' database.wait_for_replicas
+    """
+    automatic = cluster().data / _AUTOMATIC
+    if not automatic.exists() or "synchronous_standby" not in automatic.read_text():
+        return False
+    if not any(replica["state"] == "streaming" for replica in status().get("replicas", [])):
+        return False
+    if not __opts__["test"]:
+        execute("ALTER SYSTEM RESET synchronous_standby_names")
+        execute("SELECT pg_reload_conf()")
+    return True
 
 
 def rejoin():
@@ -648,7 +674,7 @@ def _follow(here, new):
     signal.touch()
     shutil.chown(signal, OWNER, OWNER)
     # What a promotion suspended ends with it.
-    automatic = here.data / "postgresql.auto.conf"
+    automatic = here.data / _AUTOMATIC
     kept = [x for x in automatic.read_text().splitlines(True) if "synchronous_standby" not in x]
     automatic.write_text("".join(kept))
     FENCE.unlink(missing_ok=True)

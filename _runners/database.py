@@ -91,6 +91,8 @@ def rejoin(host):
         raise CommandExecutionError(f"The minion of {host} doesn't answer.")
     farm.tell(f"making {host} a replica")
     done = farm.call(host, "database.rejoin", timeout=3600)
+    # Commits that a promotion let go without a replica wait for this one again.
+    farm.call(farm.call(host, "database.source")["id"], "database.wait_for_replicas")
     return {**done, "seconds": round(farm.elapsed(), 1)}
 
 

@@ -82,7 +82,8 @@ def replica(name, wait=300):
 
 def settled(name):
     """
-    Says which settings wait for a restart of the server, until it is restarted. Changes nothing.
+    Says which settings wait for a restart of the server, until it is restarted. Has commits wait
+    for a replica again if a promotion suspended that and a replica is back.
 
     name
         Anything.
@@ -93,6 +94,9 @@ def settled(name):
           database.settled
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": "No restart is pending."}
+    if __salt__["database.wait_for_replicas"]():
+        ret["changes"] = {"commits": {"old": "wait for nobody", "new": "wait for a replica"}}
+        ret["result"] = None if __opts__["test"] else True
     pending = __salt__["database.pending"]()
     if pending:
         ret["comment"] = f"A restart is pending for {', '.join(pending)}."
