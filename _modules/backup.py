@@ -224,19 +224,19 @@ def _whole(moment, force):
     if __salt__["database.status"]()["state"] == "primary":
         # A time is only reached where a later transaction shows that it has passed.
         __salt__["database.execute"]("SELECT txid_current()")
-    for unit in ("pgbouncer", here.unit):
+    for unit in ("pgbouncer", here["unit"]):
         _systemctl("stop", unit)
     command = ["pgbackrest", "--stanza=farm", "--delta", "restore"]
     if moment:
         command += ["--type=time", f"--target={moment}", "--target-action=promote"]
     _as_postgres(*command)
-    _systemctl("start", here.unit)
+    _systemctl("start", here["unit"])
     deadline = clock.monotonic() + 3600
     while __salt__["database.status"]().get("state") != "primary":
-        if not __salt__["service.status"](here.unit) or clock.monotonic() > deadline:
+        if not __salt__["service.status"](here["unit"]) or clock.monotonic() > deadline:
             raise CommandExecutionError(
                 "The restored server doesn't open, and clients are kept out. Why: tail "
-                f"/var/log/postgresql/postgresql-{here.version}-{here.name}.log"
+                f"/var/log/postgresql/postgresql-{here['version']}-{here['name']}.log"
             )
         clock.sleep(0.5)
     _systemctl("start", "pgbouncer")

@@ -35,7 +35,7 @@ def cluster():
     """
     The cluster of this host, as the settings name it.
 
-    Returns a named tuple: ``version``, ``name``, ``port``, the folders ``data``, ``config`` and
+    Returns a dictionary: ``version``, ``name``, ``port``, the folders ``data``, ``config`` and
     ``programs``, and the systemd ``unit``.
 
     CLI Example:
@@ -44,17 +44,8 @@ def cluster():
 
         salt 'db1' database.cluster
     """
-    settings = __salt__["settings.get"]("postgres")
-    version, name = settings["version"], settings["cluster"]
-    return Cluster(
-        version=version,
-        name=name,
-        port=settings["port"],
-        data=pathlib.Path(f"/var/lib/postgresql/{version}/{name}"),
-        config=pathlib.Path(f"/etc/postgresql/{version}/{name}"),
-        programs=pathlib.Path(f"/usr/lib/postgresql/{version}/bin"),
-        unit=f"postgresql@{version}-{name}",
-    )
+    found = _here()._asdict()
+    return {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in found.items()}
 
 
 def status():
@@ -73,7 +64,7 @@ def status():
 
         salt 'db*' database.status
     """
-    here = cluster()
+    here = _here()
     found = {"state": "stopped"}
     if FENCE.exists():
         found["fenced"] = FENCE.read_text().strip()
@@ -122,7 +113,7 @@ def restart(timeout=30):
 
         salt 'db1' database.restart
     """
-    here = cluster()
+    here = _here()
     pooled = __salt__["service.status"]("pgbouncer")
     began = time.monotonic()
     if pooled:
@@ -197,7 +188,7 @@ def fence(successor):
 
         salt 'db1' database.fence db2
     """
-    here = cluster()
+    here = _here()
     FENCE.write_text(
         f"{time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())}: {successor} takes the writes\n"
     )
@@ -226,7 +217,7 @@ def unfence():
             f"salt-run database.rejoin {__opts__['id']}"
         )
     FENCE.unlink(missing_ok=True)
-    _systemctl("start", cluster().unit)
+    _systemctl("start", _here().unit)
     _wait_until_up(60)
     _start_pooler()
     return status()
@@ -287,7 +278,7 @@ def wait_for_replicas():
 
         salt 'db*' database.wait_for_replicas
     """
-    automatic = cluster().data / _AUTOMATIC
+    automatic = _here().data / _AUTOMATIC
     if not automatic.exists() or "synchronous_standby" not in automatic.read_text():
         return False
     if not any(replica["state"] == "streaming" for replica in status().get("replicas", [])):
@@ -312,7 +303,7 @@ def rejoin():
 
         salt 'db1' database.rejoin
     """
-    here, new = cluster(), source()
+    here, new = _here(), source()
     if status()["state"] == "replica":
         return {"result": f"already a replica of {new['id']}"}
     if _control(here)["timeline"] >= new["timeline"]:
@@ -351,7 +342,7 @@ def clone(replace=False):
 
         salt 'db2' database.clone replace=True
     """
-    here, new = cluster(), source()
+    here, new = _here(), source()
     if (here.data / "PG_VERSION").exists() and not replace:
         raise CommandExecutionError(
             f"{here.data} holds a cluster. To replace it by a copy of {new['id']}'s: "
@@ -417,7 +408,7 @@ def create():
 
         salt 'db1' database.create
     """
-    _create(cluster(), "--start-conf", "auto", "--locale", "C.UTF-8")
+    _create(_here(), "--start-conf", "auto", "--locale", "C.UTF-8")
     return True
 
 
@@ -433,7 +424,7 @@ def others():
 
         salt 'db*' database.others
     """
-    here = cluster()
+    here = _here()
     found = pathlib.Path("/var/lib/postgresql").glob("*/*/PG_VERSION")
     data = sorted(path.parent for path in found)
     return [
@@ -520,7 +511,7 @@ def report(hours=24):
 
         salt 'db1' database.report
     """
-    here = cluster()
+    here = _here()
     if not shutil.which("pgbadger"):
         raise CommandExecutionError("pgbadger isn't installed: apt-get install pgbadger")
     target = f"/var/lib/saltern/postgres-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.html"
@@ -659,6 +650,20 @@ def matches(password, stored):
     return hmac.compare_digest(found, stored)
 
 
+def _here():
+    settings = __salt__["settings.get"]("postgres")
+    version, name = settings["version"], settings["cluster"]
+    return Cluster(
+        version=version,
+        name=name,
+        port=settings["port"],
+        data=pathlib.Path(f"/var/lib/postgresql/{version}/{name}"),
+        config=pathlib.Path(f"/etc/postgresql/{version}/{name}"),
+        programs=pathlib.Path(f"/usr/lib/postgresql/{version}/bin"),
+        unit=f"postgresql@{version}-{name}",
+    )
+
+
 def _asked(peer):
     try:
         facts = query(_STANDING, host=peer["address"])[0]
@@ -761,7 +766,7 @@ def _control(here):
 
 
 def _conninfo(address=None, database="postgres", user=None):
-    parts = {"dbname": database, "port": cluster().port, "application_name": "saltern"}
+    parts = {"dbname": database, "port": _here().port, "application_name": "saltern"}
     if address:
         parts |= {"host": address, "sslmode": "require", "connect_timeout": 3}
     if user:
@@ -773,7 +778,7 @@ def _conninfo(address=None, database="postgres", user=None):
 def _psql(sql, database, host=None):
     """Run SQL; the server's own superuser here, the replication user elsewhere."""
     user = REPLICATION_USER if host else None
-    command = [cluster().programs / "psql", "-XqAtw", "--set=ON_ERROR_STOP=1", "--file=-"]
+    command = [_here().programs / "psql", "-XqAtw", "--set=ON_ERROR_STOP=1", "--file=-"]
     return _run([*command, "--dbname", _conninfo(host, database, user)], "psql", stdin=sql)
 
 

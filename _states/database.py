@@ -230,7 +230,7 @@ def _other_version(found):
         return None
     here = __salt__["database.cluster"]()
     return (
-        f"PostgreSQL {here.version} is asked for, but this host's data is in the cluster "
+        f"PostgreSQL {here['version']} is asked for, but this host's data is in the cluster "
         f"{others[0]}. An empty cluster isn't put beside it. Either set "
         f"postgres.version: {others[0].split('/')[0]}, or move the data first: "
         f"pg_upgradecluster {others[0].replace('/', ' ')}"

@@ -56,9 +56,8 @@ class Bench:
         self.options = options
         self.lab = farm.Lab(options.name, ROOT)
         self.host = self.lab.hosts[options.host]
-        self.cluster = salt.call(self.lab, options.host, "database.cluster")[options.host]
-        self.version = str(self.cluster[0] if isinstance(self.cluster, list) else
-                           self.cluster["version"])  # fmt: skip
+        settings = salt.call(self.lab, options.host, "settings.get", "postgres")[options.host]
+        self.version = settings["version"]
         self.programs = f"/usr/lib/postgresql/{self.version}/bin"
 
     def run(self, script):
@@ -99,9 +98,10 @@ class Bench:
     def use(self, settings):
         """Start the scratch cluster with one of the two configurations."""
         target = f"/etc/postgresql/{self.version}/{NAME}/conf.d/saltern.conf"
-        put = f"cp {FOLDER}/ours {target}" if settings == OURS else f"rm -f {target}"
-        self.run(f"{put}; pg_ctlcluster {self.version} {NAME} restart -m fast || "
-                 f"pg_ctlcluster {self.version} {NAME} start")  # fmt: skip
+        put = f"rm -f {target}"
+        if settings == OURS:
+            put = f"install -o postgres -m 0644 {FOLDER}/ours {target}"
+        self.run(f"{put}; pg_ctlcluster {self.version} {NAME} restart -m fast")
 
     def fill(self):
         self.sql("CREATE DATABASE bench", "postgres")
@@ -149,10 +149,8 @@ class Bench:
                 warm = "" if turn else " (to warm up)"
                 told = ", ".join(f"{name} {figure:,.1f}/s" for name, figure in figures.items())
                 print(f"{settings}{warm}: {told}", flush=True)
-                if turn or self.options.cold:
+                if turn:
                     found.append(figures)
-            if self.options.cold and turn == self.options.turns - 1:
-                break
         table(runs)
 
 
@@ -174,7 +172,6 @@ def main():
     parser.add_argument("--part", choices=("small", "writes", "reports"), required=True)
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--cold", action="store_true", help="count the first runs, too")
     bench = Bench(parser.parse_args())
     try:
         bench.set_up()
