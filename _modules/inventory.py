@@ -15,11 +15,11 @@ from salt.exceptions import CommandExecutionError
 ROLES = {
     "master": [],
     "database": ["backup", "postgres", "pgbouncer"],
-    "backup": ["backup"],
+    "backup": ["uploads", "backup"],
     "cache": ["memcached", "redis"],
     "broker": ["rabbitmq"],
     "worker": ["twemproxy", "django", "celery"],
-    "app": ["twemproxy", "django", "uwsgi", "nginx"],
+    "app": ["twemproxy", "django", "uwsgi", "nginx", "uploads"],
     "accelerator": ["varnish"],
     "loadbalancer": ["haproxy", "keepalived"],
 }

@@ -12,6 +12,7 @@
   'replication': ['database'],
   'backup': ['backup', 'database'],
   'backup-keeper': ['backup'],
+  'uploads': ['app', 'backup'],
 } %}
 base:
   '{{ opts.id }}':
