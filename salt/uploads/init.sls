@@ -58,12 +58,9 @@ uploads/key:
   file.managed:
     - name: /etc/saltern/uploads.key
     - contents: {{ salt['sites.secret']('uploads', 'key') | json }}
-    - user: root
-    - group: saltern-uploads
-    - mode: '0640'
+    - mode: '0600'
     - show_changes: False
     - require:
-      - user: uploads/user
       - file: uploads/certificate
 
 uploads/login:

@@ -32,6 +32,7 @@ class LabUnderTest:
 
     def run(self, host, *command, check=True, stdin=None):
         """Run a command in a host. Returns a ``CompletedProcess`` with text output."""
+        command = [str(word) for word in command]
         return self.lab.host(host).run(*command, check=check, stdin=stdin)
 
     def salt(self, target, function, *arguments):
@@ -99,11 +100,13 @@ def lab():
 @pytest.fixture(autouse=True)
 def everything_on(request):
     """After each test that uses the lab: what it cut or killed is back, whatever became of it."""
-    yield
     if "lab" not in request.fixturenames:
+        yield
         return
     lab = request.getfixturevalue("lab")
-    for host in lab.hosts.values():
+    were_on = [host for host in lab.hosts.values() if host.running()]
+    yield
+    for host in were_on:
         if not host.running():
             lab.start(host.name)
         elif not network.connected(lab.lab.name, host.name):

@@ -53,8 +53,9 @@ class Client(threading.Thread):
 
 def main(env_file, clients, stop):
     for line in pathlib.Path(env_file).read_text().splitlines():
-        name, _equals, value = line.partition("=")
-        os.environ[name] = value
+        name, equals, value = line.partition("=")
+        if equals:
+            os.environ[name] = value
     writers = [Client(number, pathlib.Path(stop)) for number in range(int(clients))]
     for writer in writers:
         writer.start()

@@ -43,8 +43,9 @@ def test_the_host_that_sends_can_delete_nothing(lab, folder):
     assert lab.run(BACKUP, "find", "/var/lib/saltern-uploads/data", "-type", "f").stdout == files
 
 
-def test_the_backup_host_sees_that_they_came(lab, folder):
-    call(lab, APP, "backup.run", "uploads")
-    done = call(lab, BACKUP, "backup.run", "uploads")
-    assert done["ok"], done
-    assert done["snapshots"] >= 1
+def test_the_backup_host_sees_that_they_came_and_forgets_only_by_age(lab, folder):
+    sent = call(lab, APP, "backup.run", "uploads")[SITE]["snapshot"]
+    call(lab, BACKUP, "backup.run", "uploads")  # hosts that never sent are a complaint of theirs
+    assert sent in [one["snapshot"] for one in call(lab, BACKUP, "backup.list")["uploads"]]
+    complaints = call(lab, BACKUP, "backup.complaints")
+    assert not [one for one in complaints if f"on {APP} " in one], complaints
