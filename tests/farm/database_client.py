@@ -16,10 +16,25 @@ import sys
 import threading
 import time
 
+import environ
 import psycopg
 
 INSERT = "INSERT INTO farm_writes (client, number) VALUES (%s, %s)"
 PAUSE = 0.005
+
+
+def connect():
+    """As the site's own settings read DATABASE_URL: libpq would give the port to one host only."""
+    url = environ.Env.db_url_config(os.environ["DATABASE_URL"])
+    named = {
+        "host": "HOST",
+        "port": "PORT",
+        "dbname": "NAME",
+        "user": "USER",
+        "password": "PASSWORD",
+    }
+    given = {word: url[key] for word, key in named.items()}
+    return psycopg.connect(**given, **url["OPTIONS"], autocommit=True, prepare_threshold=None)
 
 
 class Client(threading.Thread):
@@ -35,9 +50,7 @@ class Client(threading.Thread):
         while not self.stop.exists():
             row, began = row + 1, time.monotonic()
             try:
-                connection = connection or psycopg.connect(
-                    os.environ["DATABASE_URL"], autocommit=True, prepare_threshold=None
-                )
+                connection = connection or connect()
                 connection.execute(INSERT, (self.number, row))
             except psycopg.Error as error:
                 print(f"client {self.number}: {error}", file=sys.stderr)

@@ -35,20 +35,27 @@ def until(seconds, check, every=1.0):
     return found
 
 
+def role(lab, host):
+    """What a host's server is: primary, replica or stopped. Asks it past Salt."""
+    command = ["runuser", "-u", "postgres", "--", "psql", "-XqAtc", "SELECT pg_is_in_recovery()"]
+    said = lab.run(host, *command, check=False).stdout.strip()
+    return {"f": "primary", "t": "replica"}.get(said, "stopped")
+
+
 def primary_and_replica(lab):
-    states = {host: status(lab, host)["state"] for host in HOSTS}
+    states = {host: role(lab, host) for host in HOSTS}
     assert sorted(states.values()) == ["primary", "replica"], states
     return sorted(states, key=states.get)
 
 
-def caught_up(lab, host, seconds=90):
-    """Wait until a replica has all that its primary has."""
-
-    def level():
-        found = status(lab, host)
-        return found if found.get("streaming") and found.get("behind_bytes") == 0 else None
-
-    return until(seconds, level)
+def caught_up(lab, host, seconds=120):
+    """Wait until a replica has applied all that its primary has."""
+    (primary,) = (one for one in HOSTS if one != host)
+    level = (
+        "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
+        " AND replay_lsn = pg_current_wal_lsn()"
+    )
+    until(seconds, lambda: psql(lab, primary, level) == "1")
 
 
 def apply(lab, host, *arguments):

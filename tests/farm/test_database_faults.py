@@ -18,6 +18,7 @@ from tests.farm.database_farm import (
     lost,
     primary_and_replica,
     psql,
+    role,
     status,
     until,
     writing,
@@ -52,10 +53,11 @@ def come_home(lab):
     """db1 primary, db2 replica, whatever was done to them."""
     for host in (PRIMARY, REPLICA):
         start(lab, host)
-    if status(lab, REPLICA)["state"] == "primary":
-        rejoin(lab, PRIMARY)
+    if role(lab, REPLICA) == "primary":
+        if role(lab, PRIMARY) != "replica":
+            rejoin(lab, PRIMARY)
         promote(lab, PRIMARY)
-    if status(lab, REPLICA)["state"] != "replica":
+    if role(lab, REPLICA) != "replica":
         rejoin(lab, REPLICA)
     caught_up(lab, REPLICA)
 
@@ -65,7 +67,7 @@ def start(lab, host):
     if not lab.hosts[host].running():
         with contextlib.suppress(LabError):
             lab.start(host)
-    until(120, lambda: lab.salt(host, "test.ping").get(host))
+    until(180, lambda: lab.salt(host, "test.ping").get(host))
 
 
 def runner(lab, function, *arguments):
@@ -148,7 +150,7 @@ def dead_primary(lab):
         done = promote(lab, REPLICA, "fenced=True")
         time.sleep(5)
     start(lab, PRIMARY)
-    assert status(lab, PRIMARY)["state"] == "stopped", "two hosts take writes"
+    assert role(lab, PRIMARY) == "stopped", "two hosts take writes"
     return told, done
 
 
@@ -185,7 +187,7 @@ def test_a_full_disk_loses_no_acknowledged_row(lab):
             time.sleep(5)
             lab.run(PRIMARY, "mount", "-o", "remount,size=1G", f"{DATA}/pg_wal")
             lab.run(PRIMARY, "systemctl", "restart", UNIT)
-            until(60, lambda: status(lab, PRIMARY)["state"] == "primary")
+            until(60, lambda: role(lab, PRIMARY) == "primary")
             time.sleep(5)
         print(full)
         everything_is_there(lab, told)
