@@ -42,9 +42,9 @@ REPORTS = {
 }
 ORDERS = """
 CREATE TABLE customers AS SELECT i AS id, md5(i::text) AS name FROM generate_series(1, 200000) i;
-CREATE TABLE orders AS SELECT i AS id, ((i::bigint * 7919) % 200000 + 1)::int AS customer, (i % 977)::numeric AS
- amount, timestamp '2026-01-01' + i * interval '1 minute' AS placed, md5(i::text) || md5((-i)::text)
- AS note FROM generate_series(1, 1000000) i;
+CREATE TABLE orders AS SELECT i AS id, ((i::bigint * 7919) % 200000 + 1)::int AS customer,
+ (i % 977)::numeric AS amount, timestamp '2026-01-01' + i * interval '1 minute' AS placed,
+ md5(i::text) || md5((-i)::text) AS note FROM generate_series(1, 1000000) i;
 CREATE INDEX ON orders (customer);
 CREATE INDEX ON customers (id);
 VACUUM ANALYZE;
