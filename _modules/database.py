@@ -145,6 +145,19 @@ def peers():
     return [_asked(peer) for peer in others]
 
 
+def survey():
+    """
+    What a promotion must know, at once: this host's :func:`status` and its :func:`peers`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'db2' database.survey
+    """
+    return {"status": status(), "peers": peers()}
+
+
 def source():
     """
     The other host that takes writes now.
