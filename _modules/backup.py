@@ -14,16 +14,17 @@ import time as clock
 from salt.exceptions import CommandExecutionError
 
 PROGRAM = "/usr/local/sbin/saltern-backup"
-KINDS = ("full", "diff", "dump", "seal")
+KINDS = ("full", "diff", "dump", "seal", "uploads")
 
 
 def run(kind="diff"):
     """
-    Make a backup now. On the backup host.
+    Make a backup now. On the backup host; ``uploads`` on app hosts, which send theirs.
 
     kind
         ``full``; ``diff``, what changed since the last full one; ``dump``, each site's database as
-        SQL; ``seal``, see docs/backup.md.
+        SQL; ``seal``, see docs/backup.md; ``uploads``, on the backup host: see that they came, and
+        forget what is too old.
 
     Returns what was made and the seconds it took. Raises ``CommandExecutionError`` if it failed.
 
@@ -33,9 +34,12 @@ def run(kind="diff"):
 
         salt 'backup*' backup.run
         salt 'backup*' backup.run full
+        salt 'app*' backup.run uploads
     """
     if kind not in KINDS:
         raise CommandExecutionError(f"There is no kind of backup {kind!r}: {', '.join(KINDS)}.")
+    if kind == "uploads" and not pathlib.Path(PROGRAM).exists():
+        return __salt__["uploads.run"]()
     return _program(kind)
 
 
@@ -104,7 +108,7 @@ def complaints():
     return _program("check", fails=False)["complaints"]
 
 
-def restore(database=None, table=None, time=None, force=False):
+def restore(database=None, table=None, time=None, force=False, uploads=None):
     """
     Bring data back.
 
@@ -124,6 +128,8 @@ def restore(database=None, table=None, time=None, force=False):
         The state at this time, as ``2026-01-31 13:05:00+00``; else the newest there is.
     force
         To overwrite the whole cluster.
+    uploads
+        On an app host: a site whose uploads come back where they are gone.
 
     Returns what was brought back and where. Raises ``CommandExecutionError`` if that isn't
     possible; where the cluster's restore fails, its server stays down.
@@ -134,6 +140,7 @@ def restore(database=None, table=None, time=None, force=False):
 
         salt 'backup1' backup.restore newsroom table=articles_article time='2026-01-31 13:05:00+00'
         salt 'db1' backup.restore time='2026-01-31 13:05:00+00' force=True
+        salt 'app1' backup.restore uploads=newsroom time='2026-01-31 13:05:00+00'
     """
     if time is not None and not re.fullmatch(
         r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?([+-]\d\d(:?\d\d)?)", str(time)
@@ -141,6 +148,8 @@ def restore(database=None, table=None, time=None, force=False):
         raise CommandExecutionError(
             f"{time!r} is no time with a zone, as 2026-01-31 13:05:00+00, which is UTC."
         )
+    if uploads:
+        return __salt__["uploads.restore"](uploads, time)
     roles = __salt__["inventory.roles"]()
     if database is None:
         if "database" not in roles:
@@ -168,14 +177,35 @@ def plan():
     bases = [__salt__["sites.get"](name)["database"] for name in __salt__["sites.list"]()]
     return {
         "databases": __salt__["inventory.peers"]("database"),
-        "dumps": f"{settings['path']}/dumps",
+        "dumps": _place(settings, "dumps"),
         "keep_days": settings["keep_days"],
         "max_age": settings["max_age"].s,
         "path": str(settings["path"]),
         "port": postgres["port"],
         "programs": f"/usr/lib/postgresql/{postgres['version']}/bin",
+        "s3": settings["s3"] if settings["s3"]["bucket"] else None,
+        "uploads": _uploads(),
         "sites": {base["name"]: base["user"] for base in bases if not base["host"]},
     }
+
+
+def _uploads():
+    """What the backup host has to know of uploads."""
+    settings, hosts = __salt__["settings.get"]("uploads"), __salt__["inventory.peers"]("app")
+    return {
+        "path": str(settings["path"]),
+        "keep_days": settings["keep_days"],
+        "max_age": settings["max_age"].s,
+        "expected": [[host["id"], site] for host in hosts for site in __salt__["sites.list"]()],
+    }
+
+
+def _place(settings, name):
+    """Where a repository of restic's lies, as restic writes it."""
+    store = settings["s3"]
+    if not store["bucket"]:
+        return f"{settings['path']}/{name}"
+    return f"s3:https://{store['endpoint']}:{store['port']}/{store['bucket']}/{name}"
 
 
 def ready():
@@ -224,19 +254,19 @@ def _whole(moment, force):
     if __salt__["database.status"]()["state"] == "primary":
         # A time is only reached where a later transaction shows that it has passed.
         __salt__["database.execute"]("SELECT txid_current()")
-    for unit in ("pgbouncer", here.unit):
+    for unit in ("pgbouncer", here["unit"]):
         _systemctl("stop", unit)
     command = ["pgbackrest", "--stanza=farm", "--delta", "restore"]
     if moment:
         command += ["--type=time", f"--target={moment}", "--target-action=promote"]
     _as_postgres(*command)
-    _systemctl("start", here.unit)
+    _systemctl("start", here["unit"])
     deadline = clock.monotonic() + 3600
     while __salt__["database.status"]().get("state") != "primary":
-        if not __salt__["service.status"](here.unit) or clock.monotonic() > deadline:
+        if not __salt__["service.status"](here["unit"]) or clock.monotonic() > deadline:
             raise CommandExecutionError(
                 "The restored server doesn't open, and clients are kept out. Why: tail "
-                f"/var/log/postgresql/postgresql-{here.version}-{here.name}.log"
+                f"/var/log/postgresql/postgresql-{here['version']}-{here['name']}.log"
             )
         clock.sleep(0.5)
     _systemctl("start", "pgbouncer")

@@ -25,6 +25,8 @@ from salt.exceptions import CommandExecutionError
 FENCE = pathlib.Path("/var/lib/postgresql/fenced")
 OWNER = "postgres"
 REPLICATION_USER = "replication"
+# What ALTER SYSTEM writes, in the data folder.
+_AUTOMATIC = "postgresql.auto.conf"
 
 Cluster = namedtuple("Cluster", "version name port data config programs unit")
 
@@ -33,7 +35,7 @@ def cluster():
     """
     The cluster of this host, as the settings name it.
 
-    Returns a named tuple: ``version``, ``name``, ``port``, the folders ``data``, ``config`` and
+    Returns a dictionary: ``version``, ``name``, ``port``, the folders ``data``, ``config`` and
     ``programs``, and the systemd ``unit``.
 
     CLI Example:
@@ -42,17 +44,8 @@ def cluster():
 
         salt 'db1' database.cluster
     """
-    settings = __salt__["settings.get"]("postgres")
-    version, name = settings["version"], settings["cluster"]
-    return Cluster(
-        version=version,
-        name=name,
-        port=settings["port"],
-        data=pathlib.Path(f"/var/lib/postgresql/{version}/{name}"),
-        config=pathlib.Path(f"/etc/postgresql/{version}/{name}"),
-        programs=pathlib.Path(f"/usr/lib/postgresql/{version}/bin"),
-        unit=f"postgresql@{version}-{name}",
-    )
+    found = _here()._asdict()
+    return {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in found.items()}
 
 
 def status():
@@ -71,7 +64,7 @@ def status():
 
         salt 'db*' database.status
     """
-    here = cluster()
+    here = _here()
     found = {"state": "stopped"}
     if FENCE.exists():
         found["fenced"] = FENCE.read_text().strip()
@@ -120,7 +113,7 @@ def restart(timeout=30):
 
         salt 'db1' database.restart
     """
-    here = cluster()
+    here = _here()
     pooled = __salt__["service.status"]("pgbouncer")
     began = time.monotonic()
     if pooled:
@@ -150,6 +143,19 @@ def peers():
     own = __salt__["inventory.address"]()
     others = [p for p in __salt__["inventory.peers"]("database") if p["address"] != own]
     return [_asked(peer) for peer in others]
+
+
+def survey():
+    """
+    What a promotion must know, at once: this host's :func:`status` and its :func:`peers`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'db2' database.survey
+    """
+    return {"status": status(), "peers": peers()}
 
 
 def source():
@@ -195,7 +201,7 @@ def fence(successor):
 
         salt 'db1' database.fence db2
     """
-    here = cluster()
+    here = _here()
     FENCE.write_text(
         f"{time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())}: {successor} takes the writes\n"
     )
@@ -224,7 +230,7 @@ def unfence():
             f"salt-run database.rejoin {__opts__['id']}"
         )
     FENCE.unlink(missing_ok=True)
-    _systemctl("start", cluster().unit)
+    _systemctl("start", _here().unit)
     _wait_until_up(60)
     _start_pooler()
     return status()
@@ -263,13 +269,37 @@ def promote(lsn=None, timeout=60):
     if lsn:
         _wait_for(lsn, timeout)
     execute(f"SELECT pg_promote(true, {int(timeout)})")
-    if __salt__["settings.get"]("postgres")["synchronous"]:
+    if query("SELECT current_setting('synchronous_standby_names') AS names")[0]["names"]:
         # Nobody follows yet: a commit that waited for a follower would wait for ever.
         execute("ALTER SYSTEM SET synchronous_standby_names = ''")
         execute("SELECT pg_reload_conf()")
     if __salt__["service.status"]("pgbouncer"):
         __salt__["pgbouncer.reconnect"]()
     return {"timeline": status()["timeline"], "seconds": round(time.monotonic() - began, 2)}
+
+
+def wait_for_replicas():
+    """
+    Have commits wait for a replica again, where a promotion suspended that and a replica has joined
+    since. The runner ``database.rejoin`` and ``state.apply`` call this.
+
+    Returns whether anything was changed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'db*' database.wait_for_replicas
+    """
+    automatic = _here().data / _AUTOMATIC
+    if not automatic.exists() or "synchronous_standby" not in automatic.read_text():
+        return False
+    if not any(replica["state"] == "streaming" for replica in status().get("replicas", [])):
+        return False
+    if not __opts__["test"]:
+        execute("ALTER SYSTEM RESET synchronous_standby_names")
+        execute("SELECT pg_reload_conf()")
+    return True
 
 
 def rejoin():
@@ -286,7 +316,7 @@ def rejoin():
 
         salt 'db1' database.rejoin
     """
-    here, new = cluster(), source()
+    here, new = _here(), source()
     if status()["state"] == "replica":
         return {"result": f"already a replica of {new['id']}"}
     if _control(here)["timeline"] >= new["timeline"]:
@@ -325,7 +355,7 @@ def clone(replace=False):
 
         salt 'db2' database.clone replace=True
     """
-    here, new = cluster(), source()
+    here, new = _here(), source()
     if (here.data / "PG_VERSION").exists() and not replace:
         raise CommandExecutionError(
             f"{here.data} holds a cluster. To replace it by a copy of {new['id']}'s: "
@@ -391,7 +421,7 @@ def create():
 
         salt 'db1' database.create
     """
-    _create(cluster(), "--start-conf", "auto", "--locale", "C.UTF-8")
+    _create(_here(), "--start-conf", "auto", "--locale", "C.UTF-8")
     return True
 
 
@@ -407,7 +437,7 @@ def others():
 
         salt 'db*' database.others
     """
-    here = cluster()
+    here = _here()
     found = pathlib.Path("/var/lib/postgresql").glob("*/*/PG_VERSION")
     data = sorted(path.parent for path in found)
     return [
@@ -494,7 +524,7 @@ def report(hours=24):
 
         salt 'db1' database.report
     """
-    here = cluster()
+    here = _here()
     if not shutil.which("pgbadger"):
         raise CommandExecutionError("pgbadger isn't installed: apt-get install pgbadger")
     target = f"/var/lib/saltern/postgres-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.html"
@@ -633,6 +663,20 @@ def matches(password, stored):
     return hmac.compare_digest(found, stored)
 
 
+def _here():
+    settings = __salt__["settings.get"]("postgres")
+    version, name = settings["version"], settings["cluster"]
+    return Cluster(
+        version=version,
+        name=name,
+        port=settings["port"],
+        data=pathlib.Path(f"/var/lib/postgresql/{version}/{name}"),
+        config=pathlib.Path(f"/etc/postgresql/{version}/{name}"),
+        programs=pathlib.Path(f"/usr/lib/postgresql/{version}/bin"),
+        unit=f"postgresql@{version}-{name}",
+    )
+
+
 def _asked(peer):
     try:
         facts = query(_STANDING, host=peer["address"])[0]
@@ -648,7 +692,7 @@ def _follow(here, new):
     signal.touch()
     shutil.chown(signal, OWNER, OWNER)
     # What a promotion suspended ends with it.
-    automatic = here.data / "postgresql.auto.conf"
+    automatic = here.data / _AUTOMATIC
     kept = [x for x in automatic.read_text().splitlines(True) if "synchronous_standby" not in x]
     automatic.write_text("".join(kept))
     FENCE.unlink(missing_ok=True)
@@ -735,7 +779,7 @@ def _control(here):
 
 
 def _conninfo(address=None, database="postgres", user=None):
-    parts = {"dbname": database, "port": cluster().port, "application_name": "saltern"}
+    parts = {"dbname": database, "port": _here().port, "application_name": "saltern"}
     if address:
         parts |= {"host": address, "sslmode": "require", "connect_timeout": 3}
     if user:
@@ -747,7 +791,7 @@ def _conninfo(address=None, database="postgres", user=None):
 def _psql(sql, database, host=None):
     """Run SQL; the server's own superuser here, the replication user elsewhere."""
     user = REPLICATION_USER if host else None
-    command = [cluster().programs / "psql", "-XqAtw", "--set=ON_ERROR_STOP=1", "--file=-"]
+    command = [_here().programs / "psql", "-XqAtw", "--set=ON_ERROR_STOP=1", "--file=-"]
     return _run([*command, "--dbname", _conninfo(host, database, user)], "psql", stdin=sql)
 
 

@@ -18,12 +18,12 @@ EVERYWHERE = ["os", "updates", "rsyslog"]
 ROLES = {
     "master": [],
     "database": ["backup", "postgres", "pgbouncer"],
-    "backup": ["backup"],
+    "backup": ["uploads", "backup"],
     "log": [],
     "cache": ["memcached", "redis"],
     "broker": ["rabbitmq"],
     "worker": ["twemproxy", "django", "celery"],
-    "app": ["twemproxy", "django", "uwsgi", "nginx"],
+    "app": ["twemproxy", "django", "uwsgi", "nginx", "uploads"],
     "accelerator": ["varnish"],
     "loadbalancer": ["haproxy", "keepalived"],
 }

@@ -336,7 +336,8 @@ def secret(*path):
     path
         Where it stands below ``secrets:``, step by step.
 
-    Returns its value. Raises ``CommandExecutionError`` if this host's pillar doesn't hold it.
+    Returns its value. Raises ``CommandExecutionError`` if this host's pillar doesn't hold it, or it
+    is no text.
 
     CLI Example:
 
@@ -350,6 +351,11 @@ def secret(*path):
     if not value:
         raise CommandExecutionError(
             f"The secret {':'.join(path)} isn't in this host's pillar: add it below "
+            f"pillar/environments/{__pillar__.get('environment')}/secrets/."
+        )
+    if not isinstance(value, str):
+        raise CommandExecutionError(
+            f"The secret {':'.join(path)} is no text: put it in quotes below "
             f"pillar/environments/{__pillar__.get('environment')}/secrets/."
         )
     return value

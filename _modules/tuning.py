@@ -382,7 +382,7 @@ def postgres(hardware, services, settings, sites=1):
     vacuum = _clamp(maintenance / 4, M, 2 * G)
     fixed = buffers + maintenance + _POSTGRES_VACUUMS * vacuum + _POSTGRES_HELPERS
     rest = max(0, part - fixed)
-    connections = _clamp(rest / (_POSTGRES_CONNECTION + 4 * M), 10, 300)
+    connections = _postgres_connections(rest)
     wanted = _set(settings, "max_connections", connections)
     book = 2 * ram // wanted
     bound = max(0, rest // wanted - _POSTGRES_CONNECTION)
@@ -394,7 +394,8 @@ def postgres(hardware, services, settings, sites=1):
         "max_connections": (
             connections,
             f"({_text(part)} - {_text(fixed)} for buffers and maintenance) / "
-            f"({_text(_POSTGRES_CONNECTION)} + 4M of work_mem) a connection, 10 to 300; {note}",
+            f"({_text(_POSTGRES_CONNECTION)} + 16M of work_mem) a connection, less work_mem where "
+            f"that is below 40, 10 to 300; {note}",
         ),
         "shared_buffers": (_size(buffers), f"{basis} / 4, 16M to 8G"),
         "work_mem": (
@@ -413,6 +414,16 @@ def postgres(hardware, services, settings, sites=1):
         "random_page_cost": (4.0 if turns else 1.1, disk),
         "effective_io_concurrency": (2 if turns else 200, disk),
     }
+
+
+def _postgres_connections(rest):
+    """
+    Connections that each can sort 16M in RAM: PgBouncer shares few of them among many clients, and
+    a query that must go to disk costs more than a short wait. Where that makes less than 40, each
+    gets down to 4M.
+    """
+    good, least = (rest / (_POSTGRES_CONNECTION + each) for each in (16 * M, 4 * M))
+    return _clamp(max(good, min(40, least)), 10, 300)
 
 
 def pgbouncer(hardware, services, settings, sites=1):

@@ -24,9 +24,9 @@ def promote(host, fenced=False):
         The old primary is powered off or cut from the network for good: it takes no writes though
         it doesn't answer.
 
-    Returns the seconds without writes, and what is left for you to do. Raises
-    ``CommandExecutionError``, with nothing promoted, if the old primary may still take writes, if
-    the host is no replica, or if another replica has more.
+    Returns the seconds without writes, and what is left for you to do. Returns ``error``, with
+    nothing promoted and exit code 1, if the old primary may still take writes, if the host is no
+    replica, or if another replica has more.
 
     CLI Example:
 
@@ -35,17 +35,48 @@ def promote(host, fenced=False):
         salt-run database.promote db2
         salt-run database.promote db2 fenced=True
     """
+    return _reported(_promote, host, fenced)
+
+
+def rejoin(host):
+    """
+    Make a host whose writes another one took over a replica of that one. What only this host has
+    is thrown away.
+
+    host
+        Its minion id.
+
+    Returns what was done; or ``error``, with exit code 1, if its minion doesn't answer, no other
+    host takes writes, or the way back needs a fresh copy (the error says how).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run database.rejoin db1
+    """
+    return _reported(_rejoin, host)
+
+
+def _reported(act, *arguments):
+    """What is done, or what is wrong as a sentence; ``retcode`` becomes the command's exit code."""
+    try:
+        return act(*arguments)
+    except CommandExecutionError as error:
+        return {"error": str(error), "retcode": 1}
+
+
+def _promote(host, fenced):
     farm = _Farm()
     farm.tell(f"asking the database hosts; {host} is to take the writes")
-    if not farm.alive([host]):
-        raise CommandExecutionError(f"The minion of {host} doesn't answer: it can't be promoted.")
-    target = farm.call(host, "database.status")
+    seen = farm.call(host, "database.survey", timeout=15)
+    target, peers = seen["status"], seen["peers"]
     if target["state"] != "replica":
         raise CommandExecutionError(
             f"{host} is no running replica (its server is {target['state']})."
         )
-    peers = farm.call(host, "database.peers")
-    answering = farm.alive([peer["id"] for peer in peers])
+    # One that is said to be off isn't waited for; a slow one that is on must not be taken for dead.
+    answering = farm.alive([peer["id"] for peer in peers], patience=2 if fenced else 10)
     old = _old_primary(farm, peers, answering, fenced)
     _refuse_behind(farm, host, target, peers, answering)
 
@@ -69,28 +100,14 @@ def promote(host, fenced=False):
     }
 
 
-def rejoin(host):
-    """
-    Make a host whose writes another one took over a replica of that one. What only this host has
-    is thrown away.
-
-    host
-        Its minion id.
-
-    Returns what was done. Raises ``CommandExecutionError`` if its minion doesn't answer, no other
-    host takes writes, or the way back needs a fresh copy (the error says how).
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-run database.rejoin db1
-    """
+def _rejoin(host):
     farm = _Farm()
     if not farm.alive([host]):
         raise CommandExecutionError(f"The minion of {host} doesn't answer.")
     farm.tell(f"making {host} a replica")
     done = farm.call(host, "database.rejoin", timeout=3600)
+    # Commits that a promotion let go without a replica wait for this one again.
+    farm.call(farm.call(host, "database.source")["id"], "database.wait_for_replicas")
     return {**done, "seconds": round(farm.elapsed(), 1)}
 
 
@@ -147,12 +164,12 @@ class _Farm:
     def tell(self, text):
         print(f"[{self.elapsed():6.1f} s] {text}", file=sys.stderr, flush=True)
 
-    def alive(self, hosts):
-        """Those of the hosts whose minion answers within two seconds."""
+    def alive(self, hosts, patience=10):
+        """Those of the hosts whose minion answers within so many seconds."""
         if not hosts:
             return []
         said = self._client.cmd(
-            hosts, "test.ping", tgt_type="list", timeout=2, gather_job_timeout=2
+            hosts, "test.ping", tgt_type="list", timeout=patience, gather_job_timeout=2
         )
         return [host for host in hosts if said.get(host) is True]
 
@@ -167,7 +184,7 @@ class _Farm:
             full_return=True,
         )
         if host not in said or not isinstance(said[host], dict):
-            raise CommandExecutionError(f"{host} gave no answer to {function}.")
+            raise CommandExecutionError(f"The minion of {host} doesn't answer to {function}.")
         if said[host].get("retcode"):
             raise CommandExecutionError(f"{host}: {said[host]['ret']}")
         return said[host]["ret"]

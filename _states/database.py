@@ -82,7 +82,8 @@ def replica(name, wait=300):
 
 def settled(name):
     """
-    Says which settings wait for a restart of the server, until it is restarted. Changes nothing.
+    Says which settings wait for a restart of the server, until it is restarted. Has commits wait
+    for a replica again if a promotion suspended that and a replica is back.
 
     name
         Anything.
@@ -93,6 +94,9 @@ def settled(name):
           database.settled
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": "No restart is pending."}
+    if __salt__["database.wait_for_replicas"]():
+        ret["changes"] = {"commits": {"old": "wait for nobody", "new": "wait for a replica"}}
+        ret["result"] = None if __opts__["test"] else True
     pending = __salt__["database.pending"]()
     if pending:
         ret["comment"] = f"A restart is pending for {', '.join(pending)}."
@@ -229,7 +233,7 @@ def _other_version(found):
         return None
     here = __salt__["database.cluster"]()
     return (
-        f"PostgreSQL {here.version} is asked for, but this host's data is in the cluster "
+        f"PostgreSQL {here['version']} is asked for, but this host's data is in the cluster "
         f"{others[0]}. An empty cluster isn't put beside it. Either set "
         f"postgres.version: {others[0].split('/')[0]}, or move the data first: "
         f"pg_upgradecluster {others[0].replace('/', ' ')}"

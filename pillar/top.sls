@@ -15,6 +15,7 @@
   'backup-keeper': ['backup'],
   'rsyslog': ['*'],
   'elasticsearch': ['log'],
+  'uploads': ['app', 'backup'],
 } %}
 base:
   '{{ opts.id }}':

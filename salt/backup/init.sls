@@ -2,6 +2,7 @@
 # host keeps them, dumps the sites' databases, and shows every week that it all can be restored.
 {%- set backup = salt['settings.get']('backup') %}
 {%- set postgres = salt['settings.get']('postgres') %}
+{%- set uploads = salt['settings.get']('uploads') %}
 {%- set repositories = salt['inventory.peers']('backup') %}
 {%- if not repositories %}
 
@@ -97,7 +98,7 @@ backup/check:
     - source: salt://backup/files/check
     - mode: '0755'
     - makedirs: True
-{%- if keeper %}
+{%- if keeper and not backup.s3.bucket %}
 
 backup/repository:
   file.directory:
@@ -155,6 +156,19 @@ backup/passphrase:
     - mode: '0600'
     - makedirs: True
     - show_changes: False
+{%- if backup.s3.bucket %}
+
+backup/s3:
+  file.managed:
+    - name: /etc/saltern/backup.s3
+    - contents:
+      - {{ ('AWS_ACCESS_KEY_ID=' ~ salt['sites.secret']('backup', 's3', 'key')) | json }}
+      - {{ ('AWS_SECRET_ACCESS_KEY=' ~ salt['sites.secret']('backup', 's3', 'secret')) | json }}
+      - {{ ('AWS_DEFAULT_REGION=' ~ backup.s3.region) | json }}
+    - mode: '0600'
+    - makedirs: True
+    - show_changes: False
+{%- endif %}
 
 backup/plan:
   file.managed:
@@ -181,7 +195,7 @@ backup/stanza:
   backup.stanza:
     - require:
       - service: backup/running
-{%- for verb in ('full', 'diff', 'dump', 'verify', 'seal') %}
+{%- for verb in ['full', 'diff', 'dump', 'verify', 'uploads'] + ([] if backup.s3.bucket else ['seal']) %}
 
 backup/{{ verb }}/timer:
   file.managed:
@@ -190,7 +204,7 @@ backup/{{ verb }}/timer:
     - template: jinja
     - context:
         verb: {{ verb }}
-        calendar: {{ backup[verb] | json }}
+        calendar: {{ (backup[verb] if verb in backup else uploads.tidy) | json }}
     - mode: '0644'
     - check_cmd: /usr/bin/systemd-analyze verify
     - tmp_ext: .timer
@@ -209,6 +223,13 @@ backup/{{ verb }}/enabled:
     - watch:
       - file: backup/{{ verb }}/timer
 {%- endfor %}
+{%- if backup.s3.bucket %}
+
+backup/seal/disabled:
+  service.dead:
+    - name: saltern-backup@seal.timer
+    - enable: False
+{%- endif %}
 
 # A farm isn't without a backup until the first Sunday.
 backup/first:

@@ -20,7 +20,16 @@ postgres/package:
     - require:
       - file: postgres/no-default-cluster
 
-# How the server's own account logs in on the other database hosts.
+postgres/check:
+  file.managed:
+    - name: /usr/local/lib/saltern/postgres-check
+    - source: salt://postgres/files/check
+    - template: jinja
+    - mode: '0755'
+    - makedirs: True
+
+# How the server's own account logs in on the other database hosts. A replica that took a password
+# which the primary doesn't know would lose it at the next reconnect.
 postgres/passwords:
   file.managed:
     - name: /var/lib/postgresql/.pgpass
@@ -30,8 +39,12 @@ postgres/passwords:
     - group: postgres
     - mode: '0600'
     - show_changes: False
+{%- if not primary %}
+    - check_cmd: /usr/local/lib/saltern/postgres-check passwords
+{%- endif %}
     - require:
       - pkg: postgres/package
+      - file: postgres/check
 
 # A server that comes back after another host took over must not take writes beside it.
 postgres/guard:
@@ -56,14 +69,6 @@ postgres/daemon-reload:
     - name: service.systemctl_reload
     - onchanges:
       - file: postgres/unit
-
-postgres/check:
-  file.managed:
-    - name: /usr/local/lib/saltern/postgres-check
-    - source: salt://postgres/files/check
-    - template: jinja
-    - mode: '0755'
-    - makedirs: True
 
 postgres/cluster:
   database.{{ 'primary' if primary else 'replica' }}:

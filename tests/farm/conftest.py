@@ -32,6 +32,7 @@ class LabUnderTest:
 
     def run(self, host, *command, check=True, stdin=None):
         """Run a command in a host. Returns a ``CompletedProcess`` with text output."""
+        command = [str(word) for word in command]
         return self.lab.host(host).run(*command, check=check, stdin=stdin)
 
     def start_in(self, host, *command):

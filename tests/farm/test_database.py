@@ -5,33 +5,7 @@ import time
 
 import pytest
 
-SITE = "newsroom"
-
-
-def psql(lab, host, sql, database=SITE):
-    """A statement by the server's own account; returns what it prints."""
-    command = ["runuser", "-u", "postgres", "--", "psql", "-XqAtc", sql, database]
-    return lab.run(host, *command).stdout.strip()
-
-
-def status(lab, host):
-    return lab.salt(host, "database.status")[host]
-
-
-def primary_and_replica(lab):
-    states = {host: status(lab, host)["state"] for host in ("db1", "db2")}
-    assert sorted(states.values()) == ["primary", "replica"], states
-    return sorted(states, key=states.get)
-
-
-def caught_up(lab, host, seconds=60):
-    deadline = time.monotonic() + seconds
-    while True:
-        found = status(lab, host)
-        if found.get("streaming") and found.get("behind_bytes") == 0:
-            return found
-        assert time.monotonic() < deadline, found
-        time.sleep(1)
+from tests.farm.database_farm import SITE, caught_up, primary_and_replica, psql
 
 
 @pytest.fixture

@@ -34,11 +34,12 @@ def state(found, peers=(), others=(), test=False):
         "database.status": lambda: found,
         "database.peers": lambda: list(peers),
         "database.others": lambda: list(others),
-        "database.cluster": lambda: type("Cluster", (), {"version": 17}),
+        "database.cluster": lambda: {"version": 17},
         "database.create": lambda: done.append("create"),
         "database.clone": lambda: done.append("clone") or {"result": "copied"},
         "database.rejoin": lambda: done.append("rejoin") or {"result": "rewound"},
         "database.source": lambda: {"id": "db2", "address": "10.0.0.2"},
+        "database.wait_for_replicas": lambda: found.get("suspended", False),
         "database.pending": lambda: found.get("restart_pending"),
     }
     opts = {"id": "db1", "test": test}
@@ -149,3 +150,10 @@ def test_a_pending_restart_is_told_and_is_no_change():
     result = module.settled("x")
     assert (result["result"], result["changes"]) == (True, {})
     assert "shared_buffers" in result["warnings"][0]
+
+
+def test_commits_wait_for_a_replica_again_and_that_is_a_change():
+    module, _done = state({"state": "primary", "suspended": True})
+    assert module.settled("x")["changes"]["commits"]["new"] == "wait for a replica"
+    module, _done = state({"state": "primary", "suspended": True}, test=True)
+    assert module.settled("x")["result"] is None

@@ -196,7 +196,7 @@ def test_a_service_of_no_weight_changes_nothing():
 
 def test_work_mem_tells_the_book_and_the_bound():
     value, why = tuning.postgres(host(8 * G), ["os", "postgres"], {})["work_mem"]
-    assert "2 x 8192M RAM / 300 connections = 54M" in why
+    assert "2 x 8192M RAM / 178 connections = 92M" in why
     assert f"= {value}, at least" in why
 
 
@@ -205,7 +205,7 @@ def test_work_mem_follows_the_connections_that_are_set():
     assert number(few["work_mem"][0]) > number(
         tuning.postgres(host(8 * G), ["postgres"], {})["work_mem"][0]
     )
-    assert few["max_connections"][0] == 300, "what auto would give is told all the same"
+    assert few["max_connections"][0] == 178, "what auto would give is told all the same"
 
 
 def test_processes_follow_the_memory_that_is_set():

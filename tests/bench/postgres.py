@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""
+Our settings of PostgreSQL against Debian's defaults, on the same host, in turn: A B A B.
+
+    sudo python3 tests/bench/postgres.py --name farm --host db2 --memory 3G --part writes
+
+Works on a lab that is up. The host's RAM limit is raised for the run, its own server stands still
+meanwhile, and a scratch cluster takes both configurations in turn, ours as the states would write
+it for that much RAM. Parts:
+
+  small    pgbench on 75 MB, which every cache holds, read only and read-write
+  writes   pgbench on more than twice Debian's buffers, with so much log that checkpoints pass
+  reports  queries that sort, group and join more than Debian's work_mem holds
+
+Prints one line for each run, then the medians and their ratio. Warm and never idle: one run of each
+configuration before those that count.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import statistics
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.lab import cgroups, farm, salt  # noqa: E402 - the checkout is on the path now
+
+PORT, NAME, FOLDER = 5440, "bench", "/var/tmp/postgres-bench"
+OURS, DEBIANS = "ours", "Debian's"
+UNITS = {"M": 1 << 20, "G": 1 << 30}
+REPORTS = {
+    "sort": "SELECT count(*) FROM (SELECT row_number() OVER (ORDER BY note, id) FROM orders"
+    " WHERE id <= 250000) AS sorted",
+    "group": "SELECT count(*) FROM (SELECT customer, sum(amount), max(placed) FROM orders"
+    " GROUP BY customer) AS grouped",
+    "join": "SELECT count(*), sum(o.amount) FROM orders o JOIN customers c ON c.id = o.customer"
+    " WHERE c.name < 'f'",
+    "distinct": "SELECT count(DISTINCT note) FROM orders WHERE id <= 250000",
+}
+ORDERS = """
+CREATE TABLE customers AS SELECT i AS id, md5(i::text) AS name FROM generate_series(1, 200000) i;
+CREATE TABLE orders AS SELECT i AS id, ((i::bigint * 7919) % 200000 + 1)::int AS customer,
+ (i % 977)::numeric AS amount, timestamp '2026-01-01' + i * interval '1 minute' AS placed,
+ md5(i::text) || md5((-i)::text) AS note FROM generate_series(1, 1000000) i;
+CREATE INDEX ON orders (customer);
+CREATE INDEX ON customers (id);
+VACUUM ANALYZE;
+"""
+
+
+class Bench:
+    def __init__(self, options):
+        self.options = options
+        self.lab = farm.Lab(options.name, ROOT)
+        self.host = self.lab.hosts[options.host]
+        settings = salt.call(self.lab, options.host, "settings.get", "postgres")[options.host]
+        self.version = settings["version"]
+        self.programs = f"/usr/lib/postgresql/{self.version}/bin"
+
+    def run(self, script):
+        return self.host.run("sh", "-euc", script).stdout
+
+    def sql(self, statement, database="bench"):
+        return self.run(
+            f"runuser -u postgres -- {self.programs}/psql -XqAt -v ON_ERROR_STOP=1 -p {PORT}"
+            f" -d {database} <<'END'\n{statement}\nEND"
+        ).strip()
+
+    def limit(self, memory):
+        cgroups.create(self.lab.name, self.host.name, memory)
+        cgroups.repeat_limit(self.lab.name, self.host.name, memory)
+        salt.call(self.lab, self.host.name, "saltutil.refresh_grains")
+
+    def set_up(self):
+        self.limit(int(self.options.memory[:-1]) * UNITS[self.options.memory[-1]])
+        source, target = "salt://postgres/files/saltern.conf", f"{FOLDER}/ours"
+        self.run(
+            f"systemctl stop pgbouncer postgresql@{self.version}-main;"
+            f"pg_dropcluster {self.version} {NAME} --stop 2>/dev/null || true;"
+            f"rm -rf {FOLDER}; mkdir {FOLDER};"
+            f"pg_createcluster {self.version} {NAME} -p {PORT} -- --data-checksums"
+        )
+        salt.call(self.lab, self.host.name, "cp.get_template", source, target)
+        drop = "^(listen_addresses|port|primary_|synchronous_standby|archive_command)"
+        self.run(f"sed -Ei '/{drop}/d' {target}; echo \"archive_command = 'true'\" >>{target}")
+        print(self.run(f"grep -vE '^(#|$)' {target}"))
+
+    def tear_down(self):
+        self.run(
+            f"pg_dropcluster {self.version} {NAME} --stop 2>/dev/null || true; rm -rf {FOLDER}"
+        )
+        self.limit(self.host.memory)
+        self.run(f"systemctl start postgresql@{self.version}-main pgbouncer")
+
+    def use(self, settings):
+        """Start the scratch cluster with one of the two configurations."""
+        target = f"/etc/postgresql/{self.version}/{NAME}/conf.d/saltern.conf"
+        put = f"rm -f {target}"
+        if settings == OURS:
+            put = f"install -o postgres -m 0644 {FOLDER}/ours {target}"
+        self.run(f"{put}; pg_ctlcluster {self.version} {NAME} restart -m fast")
+
+    def fill(self):
+        self.sql("CREATE DATABASE bench", "postgres")
+        if self.options.part == "reports":
+            self.sql(ORDERS)
+        else:
+            scale = {"small": 5, "writes": 60}[self.options.part]
+            self.pgbench(f"-i -q -s {scale}")
+
+    def pgbench(self, words):
+        return self.run(
+            f"runuser -u postgres -- {self.programs}/pgbench -p {PORT} {words} bench 2>&1"
+        )
+
+    def rate(self, words, seconds):
+        """Transactions a second."""
+        said = self.pgbench(f"-n -c 8 -j 2 -T {seconds} {words}")
+        return float(re.search(r"tps = ([\d.]+)", said)[1])
+
+    def measure(self):
+        """What one configuration does: a dictionary of figures, more is better."""
+        seconds = self.options.seconds
+        if self.options.part == "small":
+            return {"read only": self.rate("-S", seconds), "read-write": self.rate("-N", seconds)}
+        if self.options.part == "reports":
+            return {name: 1000 / self.milliseconds(query) for name, query in REPORTS.items()}
+        self.sql("CHECKPOINT; SELECT pg_stat_reset_shared('bgwriter')")
+        found = {"read-write": self.rate("", seconds)}
+        passed = self.sql("SELECT checkpoints_timed + checkpoints_req FROM pg_stat_bgwriter")
+        print(f"  checkpoints: {passed}")
+        return found
+
+    def milliseconds(self, query):
+        said = self.sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}")
+        return json.loads(said)[0]["Execution Time"]
+
+    def compare(self):
+        runs = {OURS: [], DEBIANS: []}
+        self.use(DEBIANS)
+        self.fill()
+        for turn in range(self.options.turns + 1):
+            for settings, found in runs.items():
+                self.use(settings)
+                figures = self.measure()
+                warm = "" if turn else " (to warm up)"
+                told = ", ".join(f"{name} {figure:,.1f}/s" for name, figure in figures.items())
+                print(f"{settings}{warm}: {told}", flush=True)
+                if turn:
+                    found.append(figures)
+        table(runs)
+
+
+def table(runs):
+    ratios = []
+    print("\n| | Debian's | ours | ratio |\n|---|---|---|---|")
+    for name in runs[OURS][0]:
+        own, theirs = (statistics.median(r[name] for r in runs[who]) for who in (OURS, DEBIANS))
+        ratios.append(own / theirs)
+        print(f"| {name} | {theirs:,.2f}/s | {own:,.2f}/s | {own / theirs:.2f} |")
+    print(f"\nmean {statistics.geometric_mean(ratios):.2f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--name", default="farm")
+    parser.add_argument("--host", default="db2")
+    parser.add_argument("--memory", default="3G")
+    parser.add_argument("--part", choices=("small", "writes", "reports"), required=True)
+    parser.add_argument("--seconds", type=int, default=20)
+    parser.add_argument("--turns", type=int, default=2)
+    bench = Bench(parser.parse_args())
+    try:
+        bench.set_up()
+        bench.compare()
+    finally:
+        bench.tear_down()
+
+
+if __name__ == "__main__":
+    main()
