@@ -23,14 +23,20 @@ uploads/package:
 uploads/certificate:
   file.managed:
     - name: /etc/saltern/uploads.crt
-    - contents: {{ salt['sites.secret']('uploads', 'certificate') | json }}
+    - source: salt://os/files/secret
+    - template: jinja
+    - context:
+        path: [uploads, certificate]
     - mode: '0644'
     - makedirs: True
 
 uploads/passphrase:
   file.managed:
     - name: /etc/saltern/uploads.passphrase
-    - contents: {{ salt['sites.secret']('uploads', 'passphrase') | json }}
+    - source: salt://os/files/secret
+    - template: jinja
+    - context:
+        path: [uploads, passphrase]
     - mode: '0600'
     - show_changes: False
     - require:
@@ -57,7 +63,10 @@ uploads/folder:
 uploads/key:
   file.managed:
     - name: /etc/saltern/uploads.key
-    - contents: {{ salt['sites.secret']('uploads', 'key') | json }}
+    - source: salt://os/files/secret
+    - template: jinja
+    - context:
+        path: [uploads, key]
     - mode: '0600'
     - show_changes: False
     - require:
@@ -66,9 +75,8 @@ uploads/key:
 uploads/login:
   file.managed:
     - name: /etc/saltern/uploads.login
-    - contents:
-      - RCLONE_USER=farm
-      - {{ ('RCLONE_PASS=' ~ salt['sites.secret']('uploads', 'password')) | json }}
+    - source: salt://uploads/files/login
+    - template: jinja
     - mode: '0600'
     - show_changes: False
     - require:
@@ -113,7 +121,8 @@ uploads/daemon-reload:
 uploads/access:
   file.managed:
     - name: /etc/saltern/uploads.repository
-    - contents: {{ salt['uploads.repository']() | json }}
+    - source: salt://uploads/files/repository
+    - template: jinja
     - mode: '0600'
     - show_changes: False
     - require:

@@ -73,6 +73,8 @@ CANNOT_SAY = (
     ".env",
     "cookie",
     ".acl",
+    ".crt",
+    ".repository",
     "enabled_plugins",
     ".pgpass",
     ".key",
