@@ -27,6 +27,7 @@ uploads/certificate:
     - template: jinja
     - context:
         path: [uploads, certificate]
+    - check_cmd: openssl x509 -noout -in
     - mode: '0644'
     - makedirs: True
 
@@ -67,6 +68,7 @@ uploads/key:
     - template: jinja
     - context:
         path: [uploads, key]
+    - check_cmd: openssl pkey -noout -in
     - mode: '0600'
     - show_changes: False
     - require:
