@@ -12,7 +12,7 @@ import salt.utils.data
 from salt.exceptions import CommandExecutionError
 
 # What every host gets, before anything else.
-EVERYWHERE = ["os", "updates", "rsyslog"]
+EVERYWHERE = ["os", "accounts", "ssh", "firewall", "updates", "rsyslog"]
 
 # The services that a role brings, in the order in which a host gets them.
 ROLES = {
@@ -75,6 +75,21 @@ def services(host=None):
     mine = roles(host)
     brought = [service for role in ROLES if role in mine for service in _brought(role)]
     return EVERYWHERE + list(dict.fromkeys(brought))
+
+
+def all_roles():
+    """
+    The roles that there are.
+
+    Returns a list of their names.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call inventory.all_roles
+    """
+    return list(ROLES)
 
 
 def _brought(role):

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """
-Writes the tables of settings.md from the defaults files: every key of every service and of a site.
+Writes the tables of settings.md from the defaults files: every key of every service, of a site, of
+an operator.
 
     python3 docs/generate.py            write them
     python3 docs/generate.py --check    only tell whether they are as they should be
@@ -48,6 +49,7 @@ def page(written):
         for path in sorted((ROOT / "salt").glob("*/defaults.yaml"))
     ]
     sections.append(section("A site", "salt/django/site.yaml"))
+    sections.append(section("An operator", "salt/accounts/operator.yaml"))
     return prose + START + "".join(sections)
 
 

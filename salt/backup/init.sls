@@ -188,7 +188,12 @@ backup/service:
   file.managed:
     - name: /etc/systemd/system/saltern-backup@.service
     - source: salt://backup/files/backup.service
+    - template: jinja
     - mode: '0644'
+  module.run:
+    - name: service.systemctl_reload
+    - onchanges:
+      - file: backup/service
 
 # The database host is set up at the same time in a farm's first run: it is waited for.
 backup/stanza:

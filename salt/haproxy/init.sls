@@ -143,6 +143,7 @@ haproxy/certificates/timer:
         - source: salt://haproxy/files/certificates.service
       - /etc/systemd/system/saltern-certificates.timer:
         - source: salt://haproxy/files/certificates.timer
+    - template: jinja
     - mode: '0644'
   module.run:
     - name: service.systemctl_reload

@@ -1,5 +1,7 @@
-# What every host gets: the tools to look after it, its peers' names, the kernel's limits.
+# What every host gets: the tools to look after it, its name and its peers', the kernel's limits, the
+# time, an end to its logs.
 {%- set os = salt['settings.get']('os') %}
+{%- set hostname = os.hostname or grains.id.partition('.')[0] %}
 
 os/packages:
   pkg.installed:
@@ -22,32 +24,62 @@ os/hosts:
     - template: jinja
     - mode: '0644'
 
-os/somaxconn:
-  sysctl.present:
-    - name: net.core.somaxconn
-    - value: {{ os.somaxconn }}
-    - config: /etc/sysctl.d/60-saltern.conf
-{% if grains.hardware.kind == 'container' %}
-# A container shares the memory management of its machine and can't change it.
-os/memory:
-  test.show_notification:
-    - text: vm.swappiness and vm.dirty_* are left alone, as this host is a container.
+os/hostname:
+  file.managed:
+    - name: /etc/hostname
+    - contents: {{ hostname }}
+    - mode: '0644'
+  cmd.run:
+    - name: hostname --file /etc/hostname
+    - unless: test "$(hostname)" = {{ hostname }}
+    - require:
+      - file: os/hosts
+      - file: os/hostname
+
+os/sysctl:
+  file.managed:
+    - name: /etc/sysctl.d/60-saltern.conf
+    - source: salt://os/files/sysctl.conf
+    - template: jinja
+    - mode: '0644'
+
+os/kernel:
+  kernel.tuned:
+    - name: /etc/sysctl.d/60-saltern.conf
+    - require:
+      - file: os/sysctl
+
+os/logrotate:
+{%- if salt['file.file_exists']('/etc/logrotate.d/salt') or salt['file.file_exists']('/etc/logrotate.d/salt-common') %}
+  file.absent:
+    - name: /etc/logrotate.d/saltern
 {%- else %}
-os/swappiness:
-  sysctl.present:
-    - name: vm.swappiness
-    - value: {{ os.swappiness }}
-    - config: /etc/sysctl.d/60-saltern.conf
-
-os/dirty-background:
-  sysctl.present:
-    - name: vm.dirty_background_bytes
-    - value: {{ os.dirty_background.bytes }}
-    - config: /etc/sysctl.d/60-saltern.conf
-
-os/dirty:
-  sysctl.present:
-    - name: vm.dirty_bytes
-    - value: {{ os.dirty.bytes }}
-    - config: /etc/sysctl.d/60-saltern.conf
+  file.managed:
+    - name: /etc/logrotate.d/saltern
+    - source: salt://os/files/logrotate
+    - mode: '0644'
+    - check_cmd: logrotate --debug
+    - require:
+      - pkg: os/packages
+{%- endif %}
+{% if grains.hardware.kind == 'container' %}
+os/time:
+  test.show_notification:
+    - text: The clock is left alone, as this host is a container and has that of its machine.
+{%- else %}
+os/time:
+  pkg.installed:
+    - name: chrony
+  file.managed:
+    - name: /etc/chrony/sources.d/saltern.sources
+    - source: salt://os/files/chrony.sources
+    - template: jinja
+    - mode: '0644'
+    - require:
+      - pkg: os/time
+  service.running:
+    - name: chrony
+    - enable: True
+    - watch:
+      - file: os/time
 {%- endif %}

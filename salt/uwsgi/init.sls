@@ -36,6 +36,7 @@ uwsgi/unit:
   file.managed:
     - name: /etc/systemd/system/uwsgi.service
     - source: salt://uwsgi/files/uwsgi.service
+    - template: jinja
     - mode: '0644'
     - check_cmd: systemd-analyze verify
     - tmp_ext: .service

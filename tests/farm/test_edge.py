@@ -107,7 +107,7 @@ def test_static_files_are_packed_and_kept(lab):
 
 def test_an_unknown_name_gets_nothing_from_nginx(lab):
     with pytest.raises(ConnectionError):
-        lab.get("http://198.18.0.31/", headers={"Host": "nobody.lab"})
+        lab.get(f"http://198.18.0.31:{NGINX}/", headers={"Host": "nobody.lab"})
 
 
 def test_an_app_host_is_drained_and_put_back(lab):

@@ -7,8 +7,6 @@ import subprocess
 import sys
 import time
 
-from tests.lab import network
-
 STEADY = pathlib.Path(__file__).parents[1] / "bench" / "steady.py"
 
 
@@ -34,9 +32,7 @@ def visitors(lab, url, before=1.5, after=1.5, **options):
     """
     given = [f"--{key}={value}" for key, value in options.items()]
     command = [sys.executable, str(STEADY), url, "--host=newsroom.lab", "--seconds=3600", *given]
-    client = subprocess.Popen(
-        network.on_hub(lab.lab.name, command), stdout=subprocess.PIPE, text=True
-    )
+    client = subprocess.Popen(lab.asking(url, command), stdout=subprocess.PIPE, text=True)
     found = Visitors()
     try:
         time.sleep(before)

@@ -132,6 +132,11 @@ def on_hub(lab, command):
     return ["ip", "netns", "exec", hub(lab), *command]
 
 
+def on_host(lab, host, command):
+    """A command of the machine as it runs on a host's place in the network."""
+    return ["ip", "netns", "exec", namespace(lab, host), *command]
+
+
 def port_of(host):
     """The hub's end of a host's cable."""
     if len(host) > LONGEST_HOST_NAME:

@@ -22,6 +22,7 @@ JUDGES = {
     "/etc/keepalived/*.conf": "keepalived --config-test --use-file {}",
     "/etc/nftables*": "nft --check --file {}",
     "/etc/nginx/nginx.conf": "nginx -t -q -c {}",
+    "/etc/chrony/sources.d/*": "grep -qE '^(#|server )' {}",
     "/etc/rsyslog.conf": "rsyslogd -N1 -f {}",
     "/etc/ssh/sshd_config*": "sshd -t -f {}",
     "/etc/sudoers.d/*": "visudo -cf {}",
@@ -38,6 +39,7 @@ JUDGES = {
 SCRIPTS = {"sh": "sh -n {}", "bash": "bash -n {}", "python3": "python3 -m py_compile {}"}
 # Nobody judges these: there is no program that would, or it reads them only while it runs.
 UNJUDGED = {
+    "/etc/hostname": "a name",
     "/etc/hosts": "no syntax that could be wrong without the template being wrong",
     "/etc/systemd/journald.conf.d/*": "journald warns of what it doesn't know, and goes on",
     "*/.env": "variables for Django, which the site's settings read",
@@ -60,6 +62,7 @@ UNJUDGED = {
 PREPARE = {
     "/etc/haproxy/haproxy.cfg": ["saltern-certificates --first"],
     "/etc/rsyslog.conf": ["sh /usr/local/lib/saltern/identity /etc/rsyslog/tls host root"],
+    "/etc/saltern/sshd_config": ["ssh-keygen -A", "mkdir -p /run/sshd"],
     # Debian's package makes this certificate when it is installed; images come without it.
     "/etc/pgbouncer/pgbouncer.ini": ["make-ssl-cert generate-default-snakeoil"],
 }

@@ -72,6 +72,7 @@ CANNOT_SAY = (
     ".html",
     ".env",
     "cookie",
+    "/etc/hostname",
     ".acl",
     ".crt",
     ".repository",

@@ -56,6 +56,13 @@ def test_a_service_is_a_folder_of_its_own_with_settings_and_a_page(service):
 
 
 @pytest.mark.parametrize("service", SERVICES)
+def test_a_service_says_who_may_reach_it(service):
+    """Where it needs nothing from outside, that is what its firewall.yaml says."""
+    declared = yaml.safe_load((ROOT / "salt" / service / "firewall.yaml").read_text())
+    assert isinstance(declared, dict)
+
+
+@pytest.mark.parametrize("service", SERVICES)
 def test_a_service_fetches_files_of_its_own_or_of_os(service):
     text = "".join(path.read_text() for path in _tracked(f"salt/{service}/*"))
     fetched = set(re.findall(r"salt://(\w+)/", text))

@@ -222,7 +222,7 @@ def test_check_of_a_sound_host(minion):
     modules = minion()
     assert modules["settings.check"](fresh=False) == {
         "ok": True,
-        "services": ["os", "updates", "rsyslog", "varnish"],
+        "services": ["os", "accounts", "ssh", "firewall", "updates", "rsyslog", "varnish"],
         "sites": ["newsroom"],
     }
 

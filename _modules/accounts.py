@@ -1,0 +1,195 @@
+"""
+Accounts of operators: who has one on this host, who has to go.
+
+Operators stand in ``operators.yaml`` of an environment; ``salt/accounts/operator.yaml`` describes
+what one may say of them.
+"""
+
+import contextlib
+import grp
+import os
+import pathlib
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+from salt.exceptions import CommandExecutionError
+
+GROUP = "operators"
+KEYS = pathlib.Path("/etc/ssh/authorized_keys.d")
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}")
+_CRONTABS = pathlib.Path("/var/spool/cron/crontabs")
+# Below it accounts belong to the system.
+_FIRST_PERSON = 1000
+
+
+def operators():
+    """
+    The operators that have an account on this host.
+
+    Returns a dictionary from name to the keys of ``salt/accounts/operator.yaml``. Raises
+    ``CommandExecutionError`` with every error of ``operators.yaml``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' accounts.operators
+    """
+    roles = set(__salt__["inventory.roles"]())
+    return {
+        name: operator
+        for name, operator in _listed().items()
+        if operator["state"] == "present"
+        and (not operator["roles"] or roles & set(operator["roles"]))
+    }
+
+
+def way_in():
+    """
+    The operators that can log in to this host and become root on it.
+
+    Returns a list of names. Where it is empty, what lets somebody in now should be left alone.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' accounts.way_in
+    """
+    return [name for name, who in operators().items() if who["keys"] and who["sudo"]]
+
+
+def leavers():
+    """
+    The accounts that have to go from this host: operators that are absent, or stand nowhere.
+
+    Returns a dictionary from name to whether the home goes too.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' accounts.leavers
+    """
+    listed, mine = _listed(), operators()
+    absent = {n: True for n, who in listed.items() if who["state"] == "absent" and _uid(n)}
+    with contextlib.suppress(KeyError):
+        members = grp.getgrnam(GROUP).gr_mem
+        absent |= {n: False for n in sorted(members) if n not in mine and n not in absent}
+    return absent
+
+
+def remove(name, purge=False):
+    """
+    Take an account away: its keys, its running processes, its cron jobs, and itself.
+
+    name
+        The account. One of the system's is refused.
+    purge
+        Delete its home too; else the home becomes root's.
+
+    Returns a list of what was done. Raises ``CommandExecutionError`` if something of it is left.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' accounts.remove ada
+    """
+    uid = _uid(name)
+    if not uid:
+        return []
+    if uid < _FIRST_PERSON:
+        raise CommandExecutionError(f"{name} is an account of the system: it isn't taken away.")
+    home = pathlib.Path(pwd.getpwnam(name).pw_dir)
+    (KEYS / name).unlink(missing_ok=True)
+    _run("usermod", "--lock", "--expiredate", "1", name)
+    ended = _end_sessions(name, uid)
+    (_CRONTABS / name).unlink(missing_ok=True)
+    _run("userdel", name)
+    done = ["keys, cron jobs and account removed", f"{ended} processes ended"]
+    if home.parent == pathlib.Path("/home") and home.is_dir():
+        done.append(f"{home} {_dispose(home, purge)}")
+    return done
+
+
+def _dispose(home, purge):
+    if purge:
+        shutil.rmtree(home)
+        return "deleted"
+    _run("chown", "--recursive", "--no-dereference", "root:root", str(home))
+    home.chmod(0o700)
+    return "given to root"
+
+
+def _listed():
+    """All operators of this environment, checked."""
+    given = __pillar__.get("operators") or {}
+    where = f"pillar/environments/{__pillar__.get('environment')}/operators.yaml: operators."
+    if not isinstance(given, dict):
+        raise CommandExecutionError(f"{where.rstrip('.')} should be a mapping.")
+    cached = __salt__["cp.cache_file"]("salt://accounts/operator.yaml")
+    text = pathlib.Path(cached).read_text(encoding="utf-8")
+    schema = __salt__["schema.read"](text, "salt/accounts/operator.yaml")
+    found, errors = {}, []
+    for name, told in given.items():
+        errors += _wrong_name(str(name), where)
+        values, wrong = schema.check({} if told is None else told, f"{where}{name}.")
+        errors += wrong
+        found[str(name)] = {**schema.defaults(), **values}
+    if errors:
+        raise CommandExecutionError("\n".join(errors))
+    return found
+
+
+def _wrong_name(name, where):
+    if not _NAME.fullmatch(name):
+        return [f"{where}{name} isn't a name for an account: lower-case letters, digits, - and _."]
+    uid = _uid(name)
+    if uid is not None and uid < _FIRST_PERSON:
+        return [f"{where}{name} is an account of the system's own: choose another name."]
+    return []
+
+
+def _uid(name):
+    """The number of an account; ``None`` if there is none."""
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(name).pw_uid
+    return None
+
+
+def _end_sessions(name, uid, seconds=10):
+    """End every process of an account, and its sessions with what root runs in them."""
+    _run("loginctl", "terminate-user", name, check=False)
+    ended, deadline = set(), time.monotonic() + seconds
+    while running := _processes(uid):
+        if time.monotonic() > deadline:
+            raise CommandExecutionError(f"Processes of {name} can't be ended: {running}.")
+        for pid in running:
+            ended.add(pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+    return len(ended)
+
+
+def _processes(uid):
+    """The ids of the processes that run as an account, whatever it has become since."""
+    found = []
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            status = (folder / "status").read_text()
+            uids = re.search(r"^Uid:\s+(.*)$", status, re.M)[1].split()
+            if str(uid) in uids and "\nState:\tZ" not in status:
+                found.append(int(folder.name))
+    return found
+
+
+def _run(*command, check=True):
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise CommandExecutionError(f"{' '.join(command)} failed: {done.stderr.strip()}")

@@ -1,0 +1,186 @@
+"""Hosts as one who wants to get in finds them: SSH, accounts, sandboxes, the kernel, the audit."""
+
+import json
+import re
+import subprocess
+import time
+
+import pytest
+
+from tests.lab import network
+
+HOST, ADDRESS = "lb2", "198.18.0.12"
+# How exposed a unit of ours may be at most, by `systemd-analyze security`: 10 is no sandbox at all.
+EXPOSURE = {
+    "app1": {"uwsgi.service": 4.0, "saltern-uploads@newsroom.service": 3.0},
+    "lb1": {"saltern-certificates.service": 3.0},
+    "cache1": {"saltern-varnish-log.service": 2.0},
+    "worker1": {"celery-newsroom-*.service": 3.0},
+    "backup1": {"saltern-backup@seal.service": 4.0, "saltern-uploads-server.service": 3.0},
+}
+
+
+@pytest.fixture
+def operator(tmp_path):
+    """A key pair: the pillar of an operator named grace; the words that log in as somebody."""
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    public = key.with_suffix(".pub").read_text().strip()
+
+    def command(name, *words):
+        return [
+            "ssh", "-F", "none", "-i", str(key), "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes",
+            "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+            "-o", "LogLevel=ERROR", f"{name}@{ADDRESS}", *words,
+        ]  # fmt: skip
+
+    return {"operators": {"grace": {"keys": [public]}}}, command
+
+
+def applied(lab, host, states, pillar=None, fails=False):
+    """Run some states on a host; returns what Salt printed."""
+    given = [f"pillar={json.dumps(pillar)}"] if pillar else []
+    done = lab.run("master", "salt", host, "state.apply", states, *given, "-t", "120", check=False)
+    assert bool(done.returncode) is fails, done.stdout
+    return done.stdout
+
+
+def greeting(lab, address, port):
+    """What a port says first to a client on the network; nothing if it can't be reached."""
+    said = lab.on_hub("timeout", "5", "bash", "-c", f"head -c 7 </dev/tcp/{address}/{port}")
+    return said.stdout.decode()
+
+
+def test_an_operator_logs_in_by_key_becomes_root_and_leaves_for_good(lab, operator):
+    pillar, command = operator
+    applied(lab, HOST, "accounts,ssh", pillar)
+    assert lab.on_hub(*command("grace", "sudo", "-n", "id", "-u")).stdout == b"0\n"
+    assert b"publickey" in lab.on_hub(*command("root", "true")).stderr
+    assert b"publickey" in lab.on_hub(*command("ada", "true")).stderr  # it isn't her key
+
+    session = subprocess.Popen(
+        network.on_hub(lab.lab.name, command("grace", "sudo", "sleep", "4000")),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while lab.run(HOST, "pgrep", "-f", "sleep 4000", check=False).returncode:
+            assert time.monotonic() < deadline, "the session never began"
+            time.sleep(0.2)
+        assert lab.salt(HOST, "accounts.leavers") == {HOST: {"grace": False}}
+        applied(lab, HOST, "accounts,ssh")
+        assert session.wait(30) != 0
+    finally:
+        session.kill()
+        session.wait()
+    assert lab.run(HOST, "pgrep", "-f", "sleep 4000", check=False).returncode
+    assert lab.run(HOST, "getent", "passwd", "grace", check=False).returncode
+    assert "grace" not in lab.run(HOST, "cat", "/etc/sudoers.d/saltern").stdout
+    assert lab.run(HOST, "ls", "/etc/ssh/authorized_keys.d").stdout.split() == ["ada"]
+    assert lab.run(HOST, "stat", "-c", "%U %a", "/home/grace").stdout == "root 700\n"
+    assert lab.on_hub(*command("grace", "true")).returncode == 255
+    lab.run(HOST, "rm", "-r", "/home/grace")
+
+
+def test_an_operator_may_not_take_the_name_of_an_account_of_the_system(lab):
+    bad = {"operators": {"haproxy": {"keys": []}, "Ada Lovelace": {}}}
+    said = applied(lab, HOST, "accounts", bad, fails=True)
+    assert "operators.haproxy is an account of the system's own: choose another name." in said
+    assert "operators.Ada Lovelace isn't a name for an account" in said
+
+
+def test_root_has_no_password(lab):
+    for name in lab.hosts:
+        shadow = lab.run(name, "grep", "^root:", "/etc/shadow").stdout
+        assert shadow.split(":")[1] == "*", name
+
+
+def test_ssh_that_would_not_answer_stays_as_it_was(lab):
+    """The port that is asked for belongs to the accelerator."""
+    before = lab.run("cache2", "cat", "/etc/ssh/sshd_config").stdout
+    taken = {"overrides": {"ssh": {"port": 6081}}}
+    said = applied(lab, "cache2", "ssh", taken, fails=True)
+    assert "sshd doesn't answer on port 6081" in said
+    assert lab.run("cache2", "cat", "/etc/ssh/sshd_config").stdout == before
+    assert greeting(lab, lab.hosts["cache2"].address, 22) == "SSH-2.0"
+    applied(lab, "cache2", "ssh")
+
+
+def test_ssh_moves_to_another_port_and_back(lab):
+    applied(lab, HOST, "ssh,firewall", {"overrides": {"ssh": {"port": 2222}}})
+    assert greeting(lab, ADDRESS, 2222) == "SSH-2.0"
+    assert greeting(lab, ADDRESS, 22) == ""
+    applied(lab, HOST, "ssh,firewall")
+    assert greeting(lab, ADDRESS, 22) == "SSH-2.0"
+    assert greeting(lab, ADDRESS, 2222) == ""
+
+
+@pytest.mark.parametrize("host", EXPOSURE)
+def test_our_units_are_in_a_sandbox(lab, host):
+    for pattern, most in EXPOSURE[host].items():
+        units = [pattern]
+        if "*" in pattern:
+            listing = ["systemctl", "list-units", "--plain", "--no-legend", pattern]
+            units = [line.split()[0] for line in lab.run(host, *listing).stdout.splitlines()]
+        assert units, f"{host} has no unit {pattern}"
+        for unit in units:
+            said = lab.run(host, "systemd-analyze", "security", "--no-pager", unit).stdout
+            exposure = float(re.search(r"exposure level for \S+: ([\d.]+)", said)[1])
+            assert exposure <= most, f"{unit}: {exposure}"
+
+
+def test_the_kernel_follows_and_what_a_container_may_not_set_is_said(lab):
+    assert lab.run("app1", "sysctl", "-n", "net.core.somaxconn").stdout == "4096\n"
+    assert (
+        lab.run("app1", "sysctl", "-n", "net.ipv4.ip_local_port_range").stdout.split()[0] == "26000"
+    )
+    lab.run("app1", "sysctl", "-w", "net.core.somaxconn=1000")
+    states = lab.salt("app1", "state.apply", "os")["app1"]
+    (kernel,) = (state for key, state in states.items() if state["__id__"] == "os/kernel")
+    assert kernel["changes"] == {"net.core.somaxconn": {"old": "1000", "new": "4096"}}
+    assert "Left alone, as they can't be written here: " in kernel["comment"]
+    assert "vm.swappiness" in kernel["comment"]
+
+
+def test_names(lab):
+    for name in ("db1", "worker1"):
+        assert lab.run(name, "hostname").stdout.strip() == name
+        assert lab.run(name, "getent", "hosts", "app2").stdout.split()[0] == "198.18.0.32"
+
+
+@pytest.mark.parametrize("host", ["lb1", "cache1", "app1", "worker1", "db1", "backup1"])
+def test_every_log_has_an_end(lab, host):
+    """What isn't the journal's is rotated by somebody."""
+    ends = lab.run(host, "logrotate", "--debug", "/etc/logrotate.conf", check=False)
+    known = set(re.findall(r"considering log (\S+)", ends.stdout + ends.stderr))
+    listing = ["find", "/var/log", "-type", "f", "-name", "*.log", "-not", "-path", "*/journal/*"]
+    logs = set(lab.run(host, *listing).stdout.split()) | {"/var/log/salt/minion"}
+    assert not logs - known, f"nobody rotates {logs - known}"
+
+
+def test_the_audit_passes_and_finds_what_is_wrong(lab):
+    for host, found in lab.salt("*", "harden.audit").items():
+        assert found["ok"], (host, found["failed"])
+        assert len(found["passed"]) >= 13
+    lab.run(
+        HOST, "sh", "-c", "touch /etc/open; chmod 666 /etc/open; sysctl -qw net.core.somaxconn=99"
+    )
+    deadline = time.monotonic() + 30
+    lab.run(HOST, "systemd-run", "-q", "--unit=stray", "python3", "-m", "http.server", "7777")
+    try:
+        while ":7777" not in lab.run(HOST, "ss", "-lnt").stdout:
+            assert time.monotonic() < deadline, "the stray listener never listened"
+        found = lab.salt(HOST, "harden.audit")[HOST]
+        failed = found["failed"]
+        assert "nobody but root changes the system" in failed
+        assert "/etc/open" in found["failed"]["nobody but root changes the system"]
+        assert "the kernel is set as it should be" in failed
+        assert "Fix: " in found["failed"]["the kernel is set as it should be"]
+        assert "7777" in found["failed"]["what listens is declared"]
+    finally:
+        lab.run(HOST, "rm", "/etc/open")
+        lab.run(HOST, "systemctl", "stop", "stray", check=False)
+        lab.salt(HOST, "state.apply", "os")
+    assert lab.salt(HOST, "harden.audit")[HOST]["ok"]
