@@ -40,6 +40,7 @@ SYNCHRONOUS = "pillar={'overrides': {'postgres': {'synchronous': true}}}"
 @pytest.fixture(autouse=True)
 def as_found(lab):
     """An empty table for the writers; afterwards db1 takes the writes again and db2 follows it."""
+    come_home(lab)
     assert primary_and_replica(lab) == [PRIMARY, REPLICA]
     table = "CREATE TABLE farm_writes (client int, number int, PRIMARY KEY (client, number))"
     psql(lab, PRIMARY, "DROP TABLE IF EXISTS farm_writes")
@@ -298,23 +299,24 @@ def test_a_database_with_an_odd_name_is_served_dumped_and_restored(lab):
             assert not failed
         failed, changed = apply(lab, PRIMARY, "postgres,pgbouncer", pillar)
         assert (failed, changed) == ({}, {})
-        psql(lab, PRIMARY, "CREATE TABLE kept AS SELECT generate_series(1, 100) AS n", odd_dsn())
+        psql(lab, PRIMARY, "CREATE TABLE kept AS SELECT generate_series(1, 100) AS n", dsn(ODD))
         caught_up(lab, REPLICA)
         failed, _changed = apply(lab, BACKUP, "backup", pillar)
         assert not failed
         dumped = call(lab, BACKUP, "backup.run", "dump")
         assert dumped["databases"][ODD]["bytes"] > 0, dumped
-        psql(lab, PRIMARY, "DROP TABLE kept", odd_dsn())
         done = call(lab, BACKUP, "backup.restore", f"database={json.dumps(ODD)}")
-        print(done)
+        assert psql(lab, PRIMARY, "SELECT count(*) FROM kept", dsn(done["database"])) == "100"
     finally:
-        lab.run(PRIMARY, "runuser", "-u", "postgres", "--", "dropdb", "--if-exists", "--force", ODD)
+        mine = "SELECT datname FROM pg_database WHERE datname LIKE 'Odd %'"
+        for name in psql(lab, PRIMARY, mine).splitlines():
+            lab.run(PRIMARY, "runuser", "-u", "postgres", "--", "dropdb", "--force", name)
         lab.run(PRIMARY, "runuser", "-u", "postgres", "--", "dropuser", "--if-exists", ODD)
         for host, services in ((PRIMARY, "postgres,pgbouncer"), (REPLICA, "postgres,pgbouncer")):
             apply(lab, host, services)
         apply(lab, BACKUP, "backup")
 
 
-def odd_dsn():
-    escaped = ODD.replace("\\", "\\\\").replace("'", "\\'")
+def dsn(name):
+    escaped = name.replace("\\", "\\\\").replace("'", "\\'")
     return f"dbname='{escaped}'"
