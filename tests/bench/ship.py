@@ -90,13 +90,14 @@ class Bench:
         commit = self.commit(number)
         began = time.monotonic() - self.started
         told = json.loads(self.master.run(
-            "salt", "--out=json", "--static", "--timeout=60", self.options.target,
+            "salt", "--out=json", "--static", "--timeout=300", self.options.target,
             "deploy.ship", f"rev={commit}", f"strategy={self.options.strategy}", check=False,
         ).stdout)  # fmt: skip
         ended = time.monotonic() - self.started
         wrong = {h: r for h, r in told.items() if not isinstance(r, dict) or not r["result"]}
         if wrong or not told:
-            sys.exit(f"ship {number} failed: {json.dumps(wrong, indent=1)}")
+            said = json.dumps(wrong, indent=1) if wrong else "no host answered."
+            sys.exit(f"ship {number} failed: {said}")
         release = {report["release"] for report in told.values()}.pop()
         phases = [(e["phase"], e["seconds"]) for r in told.values() for e in r["phases"]]
         self.ships.append({"began": began, "ended": ended, "release": release, "phases": phases})

@@ -15,19 +15,20 @@ def commit(master, name, files):
     master
         The lab's master, where the repository is.
     name
-        The branch, below ``trial/``.
+        What it is; the branch below ``trial/`` is named so, too.
     files
         Text by path; ``None`` deletes a file.
 
     Returns the SHA. Each call makes another commit, so each ships as a release of its own.
     """
-    stream = f"commit {PREFIX}{name}\n"
+    branch = PREFIX + name.replace(" ", "-")
+    stream = f"commit {branch}\n"
     stream += f"committer trial <trial@localhost> {int(time.time())} +0000\n"
     stream += _data(f"{name} {time.time_ns()}") + "from refs/heads/main^0\n"
     for path, text in files.items():
         stream += f"D {path}\n" if text is None else f"M 100644 inline {path}\n{_data(text)}"
     _git(master, "fast-import", "--quiet", "--force", stdin=stream)
-    return _git(master, "rev-parse", PREFIX + name).strip()
+    return _git(master, "rev-parse", branch).strip()
 
 
 def published(master, path):
