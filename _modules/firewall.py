@@ -196,7 +196,7 @@ def load(path, patience=20):
     way_back = ["--file", str(_LIVE)] if _is_ours(_LIVE) else ["delete", "table", *_TABLE]
     _arm(way_back, patience)
     try:
-        _nft("--file", "-", stdin=text + _connected())
+        _nft("--file", "-", stdin=text + _connected(text))
         unreached = _unreached(patience)
         if unreached:
             _nft(*way_back)
@@ -238,9 +238,10 @@ def _listing():
         return ""
 
 
-def _connected():
+def _connected(text):
     """
-    Commands that let connections go on that were opened before the kernel followed connections.
+    Commands that let connections go on that were opened before the kernel followed connections, for
+    a ruleset that has the sets for that.
 
     Without them the first rules would keep what comes in on an idle connection away, such as the
     one on which the minion waits for its master, until this host says something on it.
@@ -255,7 +256,7 @@ def _connected():
     return "".join(
         f"add element {' '.join(_TABLE)} {name} {{ {', '.join(elements)} }}\n"
         for name, elements in sets.items()
-        if elements
+        if elements and f"set {name} " in text
     )
 
 
