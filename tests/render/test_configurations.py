@@ -41,6 +41,7 @@ SCRIPTS = {"sh": "sh -n {}", "bash": "bash -n {}", "python3": "python3 -m py_com
 UNJUDGED = {
     "/etc/hostname": "a name",
     "/etc/hosts": "no syntax that could be wrong without the template being wrong",
+    "/etc/sysctl.d/60-saltern.conf": "the state that puts it in force says what the kernel refuses",
     "/etc/systemd/journald.conf.d/*": "journald warns of what it doesn't know, and goes on",
     "*/.env": "variables for Django, which the site's settings read",
     "*.http": "a whole answer, sent byte by byte",
