@@ -76,6 +76,24 @@ def verify():
     return _program("verify")
 
 
+def anonymise():
+    """
+    Make a copy of each site's database for development, without what the site's rules
+    (``anonymise`` in sites.yaml) take out, from the newest backup. On the backup host.
+
+    Returns of each database the file, its size and the seconds it took. Raises
+    ``CommandExecutionError`` with the columns that no rule speaks of, or if an original e-mail
+    address would have been left.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'backup*' backup.anonymise
+    """
+    return _program("anonymise")
+
+
 def check():
     """
     Whether the backups are recent and verified. On the backup host; for monitoring.
@@ -174,8 +192,10 @@ def plan():
         salt 'backup*' backup.plan
     """
     settings, postgres = __salt__["settings.get"]("backup"), __salt__["settings.get"]("postgres")
-    bases = [__salt__["sites.get"](name)["database"] for name in __salt__["sites.list"]()]
+    sites = [__salt__["sites.get"](name) for name in __salt__["sites.list"]()]
+    sites = [site for site in sites if not site["database"]["host"]]
     return {
+        "anonymise": {s["database"]["name"]: s["anonymise"] for s in sites if s["anonymise"]},
         "databases": __salt__["inventory.peers"]("database"),
         "dumps": _place(settings, "dumps"),
         "keep_days": settings["keep_days"],
@@ -185,7 +205,7 @@ def plan():
         "programs": f"/usr/lib/postgresql/{postgres['version']}/bin",
         "s3": settings["s3"] if settings["s3"]["bucket"] else None,
         "uploads": _uploads(),
-        "sites": {base["name"]: base["user"] for base in bases if not base["host"]},
+        "sites": {site["database"]["name"]: site["database"]["user"] for site in sites},
     }
 
 

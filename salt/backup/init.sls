@@ -184,6 +184,13 @@ backup/program:
     - source: salt://backup/files/saltern-backup
     - mode: '0755'
 
+backup/anonymise:
+  file.managed:
+    - name: /usr/local/lib/saltern/anonymise.py
+    - source: salt://backup/files/anonymise.py
+    - mode: '0644'
+    - makedirs: True
+
 backup/service:
   file.managed:
     - name: /etc/systemd/system/saltern-backup@.service
@@ -200,7 +207,7 @@ backup/stanza:
   backup.stanza:
     - require:
       - service: backup/running
-{%- for verb in ['full', 'diff', 'dump', 'verify', 'uploads'] + ([] if backup.s3.bucket else ['seal']) %}
+{%- for verb in ['full', 'diff', 'dump', 'verify', 'uploads', 'anonymise'] + ([] if backup.s3.bucket else ['seal']) %}
 
 backup/{{ verb }}/timer:
   file.managed:
