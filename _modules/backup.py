@@ -192,10 +192,10 @@ def plan():
         salt 'backup*' backup.plan
     """
     settings, postgres = __salt__["settings.get"]("backup"), __salt__["settings.get"]("postgres")
-    sites = [__salt__["sites.get"](name) for name in __salt__["sites.list"]()]
-    sites = [site for site in sites if not site["database"]["host"]]
+    bases = __salt__["sites.hosted"]("postgres")
+    rules = {base["name"]: __salt__["sites.get"](n)["anonymise"] for n, base in bases.items()}
     return {
-        "anonymise": {s["database"]["name"]: s["anonymise"] for s in sites if s["anonymise"]},
+        "anonymise": {name: words for name, words in rules.items() if words},
         "databases": __salt__["inventory.peers"]("database"),
         "dumps": _place(settings, "dumps"),
         "keep_days": settings["keep_days"],
@@ -205,7 +205,7 @@ def plan():
         "programs": f"/usr/lib/postgresql/{postgres['version']}/bin",
         "s3": settings["s3"] if settings["s3"]["bucket"] else None,
         "uploads": _uploads(),
-        "sites": {site["database"]["name"]: site["database"]["user"] for site in sites},
+        "sites": {base["name"]: base["user"] for base in bases.values()},
     }
 
 

@@ -18,6 +18,7 @@ EVERYWHERE = ["os", "accounts", "ssh", "firewall", "updates", "rsyslog"]
 ROLES = {
     "master": [],
     "database": ["backup", "postgres", "pgbouncer"],
+    "mariadb": ["mariadb"],
     "backup": ["uploads", "backup"],
     "log": [],
     "cache": ["memcached", "redis"],
@@ -206,10 +207,13 @@ def entry(host=None):
     return _entry(host or __opts__["id"])[0]
 
 
-def primary():
+def primary(service="postgres"):
     """
     The address of the database host that takes writes: the one that ``postgres.primary`` in
-    the overrides names, else the first host with the role ``database``.
+    the overrides names, else the first host with the role ``database``; likewise for MariaDB.
+
+    service
+        ``postgres`` or ``mariadb``.
 
     Returns the address as a string. Raises ``CommandExecutionError`` if there is none.
 
@@ -219,12 +223,13 @@ def primary():
 
         salt 'db*' inventory.primary
     """
-    named = __salt__["settings.get"]("postgres")["primary"]
+    named = __salt__["settings.get"](service)["primary"]
     if named:
         return address(named)
-    found = peers("database")
+    role = next(role for role, brought in ROLES.items() if service in brought)
+    found = peers(role)
     if not found:
-        raise CommandExecutionError(f"{_file()}: no host has the role 'database'.")
+        raise CommandExecutionError(f"{_file()}: no host has the role {role!r}.")
     return found[0]["address"]
 
 

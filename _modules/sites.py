@@ -10,6 +10,10 @@ from urllib.parse import quote
 
 from salt.exceptions import CommandExecutionError
 
+# By engine: its usual port, and the role of the hosts that run it.
+_PORTS = {"postgres": 5432, "mariadb": 3306}
+_ROLES = {"postgres": "database", "mariadb": "mariadb"}
+
 
 def list_():
     """
@@ -53,6 +57,25 @@ def get(name):
     site["database"]["name"] = site["database"]["name"] or name
     site["database"]["user"] = site["database"]["user"] or name
     return site
+
+
+def hosted(engine):
+    """
+    The sites whose database the farm itself runs.
+
+    engine
+        ``postgres`` or ``mariadb``.
+
+    Returns a dictionary from the site's name to its ``database``: ``name``, ``user`` and so on.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'db*' sites.hosted postgres
+    """
+    bases = {name: get(name)["database"] for name in list_()}
+    return {n: b for n, b in bases.items() if b["engine"] == engine and not b["host"]}
 
 
 def paths(name):
@@ -211,7 +234,8 @@ def database_password(name):
 
         salt 'db1' sites.database_password newsroom
     """
-    return secret("postgres", "users", get(name)["database"]["user"])
+    base = get(name)["database"]
+    return secret(base["engine"], "users", base["user"])
 
 
 def redis_password(name):
@@ -252,34 +276,49 @@ def broker_password(name):
 
 def _databases(site):
     """
-    Where a site's data is. All database hosts are named, the one that takes writes first: a client
-    goes to whichever takes writes, so that a promotion needs no word to the sites.
+    Where a site's data is. All PostgreSQL hosts are named, the one that takes writes first: a
+    client goes to whichever takes writes, so that a promotion needs no word to the sites. Clients
+    of MariaDB know one host.
     """
     base = site["database"]
+    url = {"postgres": _postgres_url, "mariadb": _mariadb_url}[base["engine"]]
     if base["host"]:
-        return {"DATABASE_URL": _database_url(base, [base["host"]], base["port"])}
-    first = __salt__["inventory.primary"]()
-    others = [p["address"] for p in __salt__["inventory.peers"]("database")]
+        return {"DATABASE_URL": url(base, [base["host"]], base["port"] or _PORTS[base["engine"]])}
+    first = __salt__["inventory.primary"](base["engine"])
+    others = [p["address"] for p in __salt__["inventory.peers"](_ROLES[base["engine"]])]
     others = [address for address in others if address != first]
-    port = __salt__["settings.get"]("postgres")["port"]
-    direct = _database_url(base, [first, *others], port, writes=True)
+    port = __salt__["settings.get"](base["engine"])["port"]
+    if base["engine"] == "mariadb":
+        told = {"DATABASE_URL": url(base, [first], port)}
+        if base["read_replicas"] and others:
+            told["REPLICA_URL"] = url(base, others, port)
+        return told
+    direct = _postgres_url(base, [first, *others], port, writes=True)
     if not base["pooled"]:
         told = {"DATABASE_URL": direct}
     else:
         port = __salt__["settings.get"]("pgbouncer")["port"]
         told = {
-            "DATABASE_URL": _database_url(base, [first, *others], port, writes=True),
+            "DATABASE_URL": _postgres_url(base, [first, *others], port, writes=True),
             # Migrations, locks and LISTEN need a connection of their own.
             "DATABASE_DIRECT_URL": direct,
             # A cursor doesn't survive the transaction after which its connection goes to others.
             "DISABLE_SERVER_SIDE_CURSORS": "true",
         }
     if base["read_replicas"] and others:
-        told["REPLICA_URL"] = _database_url(base, [*others, first], port)
+        told["REPLICA_URL"] = _postgres_url(base, [*others, first], port)
     return told
 
 
-def _database_url(base, hosts, port, writes=False):
+def _mariadb_url(base, hosts, port):
+    password = secret("mariadb", "users", base["user"])
+    return (
+        f"mysql://{quote(base['user'], safe='')}:{quote(password, safe='')}"
+        f"@{hosts[0]}:{port}/{quote(base['name'], safe='')}?ssl_mode=REQUIRED&charset=utf8mb4"
+    )
+
+
+def _postgres_url(base, hosts, port, writes=False):
     password = secret("postgres", "users", base["user"])
     options = "sslmode=require&connect_timeout=3"
     if writes and len(hosts) > 1:

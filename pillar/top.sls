@@ -11,6 +11,8 @@
   'broker': ['app', 'worker', 'broker'],
   'rabbitmq': ['broker'],
   'replication': ['database'],
+  'mariadb': ['app', 'worker', 'mariadb'],
+  'mariadb-copies': ['mariadb', 'backup'],
   'backup': ['backup', 'database'],
   'backup-keeper': ['backup'],
   'rsyslog': ['*'],

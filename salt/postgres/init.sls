@@ -154,9 +154,7 @@ postgres/statistics:
     - extensions: [pg_stat_statements]
     - require:
       - service: postgres/running
-{%- for name in salt['sites.list']() %}
-{%- set database = salt['sites.get'](name).database %}
-{%- if not database.host %}
+{%- for name, database in salt['sites.hosted']('postgres').items() %}
 
 postgres/{{ name }}/user:
   database.user:
@@ -173,16 +171,12 @@ postgres/{{ name }}/database:
     - schemas: {{ database.schemas | json }}
     - require:
       - database: postgres/{{ name }}/user
-{%- endif %}
 {%- endfor %}
 {%- if salt['inventory.peers']('backup') %}
 
 # Dumps from a replica, holds it still for a moment to compare a restored backup with it, and brings
 # back what it restored, as the site that it belongs to.
-{%- set own = [] %}
-{%- for name in salt['sites.list']() if not salt['sites.get'](name).database.host %}
-{%- do own.append(salt['sites.get'](name).database.user) %}
-{%- endfor %}
+{%- set own = salt['sites.hosted']('postgres').values() | map(attribute='user') | list %}
 
 postgres/backup:
   database.user:

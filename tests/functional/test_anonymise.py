@@ -38,7 +38,8 @@ CREATE TABLE session (key text PRIMARY KEY, data text);
 INSERT INTO country VALUES ('de', 'Germany');
 INSERT INTO person (name, email, password, phone, about, tags, born, score, country)
 SELECT 'Given Name' || i, 'real' || i || '@mail.test', 'secret' || i, '030-' || i,
-    repeat('Grew up near the sea. ', 8), jsonb_build_array('real' || i || '@mail.test'), '1990-01-01', i, 'de'
+    repeat('Grew up near the sea. ', 8), jsonb_build_array('real' || i || '@mail.test'),
+    '1990-01-01', i, 'de'
 FROM generate_series(1, 500) i;
 INSERT INTO letter (sender, text)
 SELECT email, E'Hello,\\nreal7@mail.test told me.' FROM person;

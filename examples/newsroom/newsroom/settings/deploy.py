@@ -10,6 +10,7 @@ import environ
 from django.core.exceptions import ImproperlyConfigured
 from django.core.files.storage import FileSystemStorage
 
+from newsroom.mysql import adapted
 from newsroom.settings.base import *  # noqa: F403 - settings are layered this way
 from newsroom.settings.base import BASE_DIR, CELERY_TASK_TIME_LIMIT, LOGGING, RELEASE
 
@@ -39,7 +40,7 @@ def database(variable):
     found = DATABASE_DEFAULTS | env.db_url(variable)
     if found["ENGINE"].endswith("postgresql"):
         found["OPTIONS"] = POSTGRES_OPTIONS | found.get("OPTIONS", {})
-    return found
+    return adapted(found)
 
 
 DATABASES = {"default": database("DATABASE_URL")}

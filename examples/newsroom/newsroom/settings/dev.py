@@ -2,6 +2,7 @@
 
 import environ
 
+from newsroom.mysql import adapted
 from newsroom.settings.base import *  # noqa: F403 - settings are layered this way
 from newsroom.settings.base import BASE_DIR
 
@@ -10,7 +11,9 @@ env = environ.Env()
 DEBUG = True
 SECRET_KEY = "for-development-only"  # it guards nothing
 ALLOWED_HOSTS = ["*"]
-DATABASES = {"default": env.db_url("DATABASE_URL", default=f"sqlite:///{BASE_DIR}/db.sqlite3")}
+DATABASES = {
+    "default": adapted(env.db_url("DATABASE_URL", default=f"sqlite:///{BASE_DIR}/db.sqlite3"))
+}
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 STATIC_ROOT = BASE_DIR / "var" / "static"
 MEDIA_ROOT = BASE_DIR / "var" / "media"

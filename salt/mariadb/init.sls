@@ -1,0 +1,176 @@
+# MariaDB: the server and its settings, its place in the farm, the sites' users and databases, and
+# the door through which replicas and the backup host get a copy of the data.
+{%- set mariadb = salt['settings.get']('mariadb') %}
+{%- set address = salt['inventory.address']() %}
+{%- set primary = address == salt['inventory.primary']('mariadb') %}
+{%- set peers = salt['inventory.peers']('mariadb') | map(attribute='address') | reject('equalto', address) | list %}
+
+# Before the package, so that the server's first start is already ours.
+mariadb/unit:
+  file.managed:
+    - name: /etc/systemd/system/mariadb.service.d/saltern.conf
+    - source: salt://mariadb/files/unit.conf
+    - mode: '0644'
+    - makedirs: True
+
+mariadb/package:
+  pkg.installed:
+    - pkgs: [mariadb-server, mariadb-backup, ssl-cert, stunnel4]
+    - install_recommends: False
+    - require:
+      - file: mariadb/unit
+
+# The server's account reads the key of the certificate.
+mariadb/account:
+  user.present:
+    - name: mysql
+    - groups: [ssl-cert]
+    - remove_groups: False
+    - require:
+      - pkg: mariadb/package
+
+mariadb/check:
+  file.managed:
+    - name: /usr/local/lib/saltern/mariadb-check-settings
+    - source: salt://mariadb/files/check
+    - mode: '0755'
+    - makedirs: True
+
+mariadb/config:
+  file.managed:
+    - name: /etc/mysql/mariadb.conf.d/90-saltern.cnf
+    - source: salt://mariadb/files/saltern.cnf
+    - template: jinja
+    - mode: '0644'
+    - check_cmd: /usr/local/lib/saltern/mariadb-check-settings
+    - require:
+      - user: mariadb/account
+      - file: mariadb/check
+
+mariadb/daemon-reload:
+  module.run:
+    - name: service.systemctl_reload
+    - onchanges:
+      - file: mariadb/unit
+
+mariadb/running:
+  service.running:
+    - name: mariadb
+    - enable: True
+    - require:
+      - module: mariadb/daemon-reload
+      - file: mariadb/config
+
+mariadb/peer:
+  file.managed:
+    - name: /etc/saltern/mariadb-peer.cnf
+    - source: salt://mariadb/files/peer.cnf
+    - template: jinja
+    - context:
+        user: replication
+        password: {{ salt['sites.secret']('mariadb', 'copies', 'replication') | json }}
+    - mode: '0600'
+    - makedirs: True
+    - show_changes: False
+
+mariadb/copy-key:
+  file.managed:
+    - name: /etc/saltern/mariadb-copy.key
+    - contents: {{ ('saltern:' ~ salt['mariadb.stream_key']()) | json }}
+    - user: mysql
+    - mode: '0600'
+    - makedirs: True
+    - show_changes: False
+    - require:
+      - user: mariadb/account
+
+mariadb/fetch:
+  file.managed:
+    - name: /usr/local/lib/saltern/mariadb-fetch
+    - source: salt://mariadb/files/fetch
+    - template: jinja
+    - mode: '0755'
+    - makedirs: True
+
+mariadb/place:
+  mariadb.{{ 'primary' if primary else 'replica' }}:
+    - require:
+      - service: mariadb/running
+      - file: mariadb/peer
+      - file: mariadb/copy-key
+      - file: mariadb/fetch
+
+mariadb/settled:
+  mariadb.settled:
+    - require:
+      - mariadb: mariadb/place
+{%- if primary %}
+
+mariadb/replication:
+  mariadb.user:
+    - name: replication
+    - password: {{ salt['sites.secret']('mariadb', 'copies', 'replication') | json }}
+    - hosts: {{ peers | json }}
+    - privileges: {'*.*': [REPLICATION SLAVE]}
+    - require:
+      - mariadb: mariadb/place
+{%- for name, database in salt['sites.hosted']('mariadb').items() %}
+{%- set level = salt['mariadb.pattern'](database.name) ~ '.*' %}
+
+mariadb/{{ name }}/database:
+  mariadb.database:
+    - name: {{ database.name | json }}
+    - require:
+      - mariadb: mariadb/place
+
+mariadb/{{ name }}/user:
+  mariadb.user:
+    - name: {{ database.user | json }}
+    - password: {{ salt['sites.database_password'](name) | json }}
+    - hosts: {{ (salt['inventory.peers']('app') + salt['inventory.peers']('worker')) | map(attribute='address') | unique | list | json }}
+    - privileges: {{ {level: ['ALL PRIVILEGES']} | json }}
+    - require:
+      - mariadb: mariadb/{{ name }}/database
+{%- endfor %}
+{%- endif %}
+
+# The door for copies. Opened last: a replica that waits for it finds its user, too.
+mariadb/donor:
+  file.managed:
+    - name: /usr/local/lib/saltern/mariadb-donor
+    - source: salt://mariadb/files/donor
+    - mode: '0755'
+    - makedirs: True
+
+mariadb/donor/config:
+  file.managed:
+    - name: /etc/saltern/mariadb-donor.conf
+    - source: salt://mariadb/files/donor.conf
+    - mode: '0644'
+    - makedirs: True
+
+mariadb/donor/service:
+  file.managed:
+    - name: /etc/systemd/system/saltern-mariadb-donor@.service
+    - source: salt://mariadb/files/donor@.service
+    - mode: '0644'
+
+mariadb/donor/socket:
+  file.managed:
+    - name: /etc/systemd/system/saltern-mariadb-donor.socket
+    - source: salt://mariadb/files/donor.socket
+    - template: jinja
+    - mode: '0644'
+
+mariadb/donor/running:
+  service.running:
+    - name: saltern-mariadb-donor.socket
+    - enable: True
+    - require:
+      - file: mariadb/donor
+      - file: mariadb/donor/config
+      - file: mariadb/donor/service
+      - file: mariadb/copy-key
+      - mariadb: mariadb/place
+    - watch:
+      - file: mariadb/donor/socket
