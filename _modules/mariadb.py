@@ -28,7 +28,7 @@ def status():
     """
     What this host's server is and does.
 
-    Returns a dictionary. ``state`` is ``stopped``, ``empty`` (nothing was ever written),
+    Returns a dictionary. ``state`` is ``stopped``, ``empty`` (no database, nothing written),
     ``primary`` or ``replica``. A running server adds ``version``, ``gtid`` (what it has),
     ``read_only``, ``connections`` of ``max_connections``, ``restart_pending`` (settings that wait
     for a restart); a primary its ``replicas``; a replica ``source``, ``streaming``,
@@ -41,21 +41,21 @@ def status():
         salt 'db*' mariadb.status
     """
     try:
-        found = query(_STATUS)[0]
+        facts = query(_STATUS)[0]
     except CommandExecutionError as error:
         return {"state": "stopped", "reason": str(error)}
     found = {
-        "version": found["version"].split("-")[0],
-        "gtid": found["gtid"],
-        "read_only": found["read_only"] == "1",
-        "connections": int(found["connections"]),
-        "max_connections": int(found["max_connections"]),
+        "version": facts["version"].split("-")[0],
+        "gtid": facts["gtid"],
+        "read_only": facts["read_only"] == "1",
+        "connections": int(facts["connections"]),
+        "max_connections": int(facts["max_connections"]),
         "restart_pending": sorted(_differing(dynamic=False)),
     }
     follows = query("SHOW ALL SLAVES STATUS")
     if follows:
         return {"state": "replica", **found, **_following(follows[0])}
-    if not found["gtid"]:
+    if not found["gtid"] and facts["own"] == "0":
         return {"state": "empty", **found}
     replicas = [{"id": r["Host"], "server_id": r["Server_id"]} for r in query("SHOW REPLICA HOSTS")]
     return {"state": "primary", **found, "replicas": replicas}
@@ -414,7 +414,9 @@ _STATUS = """
 SELECT version() AS version, @@gtid_current_pos AS gtid, @@read_only AS read_only,
        @@max_connections AS max_connections,
        (SELECT count(*) FROM information_schema.processlist
-        WHERE user NOT IN ('system user', 'event_scheduler')) AS connections
+        WHERE user NOT IN ('system user', 'event_scheduler')) AS connections,
+       (SELECT count(*) FROM information_schema.schemata WHERE schema_name NOT IN
+        ('mysql', 'information_schema', 'performance_schema', 'sys', 'test')) AS own
 """
 _ESCAPES = {"n": "\n", "t": "\t", "0": "\0", "\\": "\\"}
 
@@ -451,11 +453,11 @@ def _fetch(new, copy):
         _run(["mbstream", "-x", "-C", copy], f"{new['id']}'s data", stdin=giver.stdout)
     if giver.returncode or not (copy / "xtrabackup_info").exists():
         raise CommandExecutionError(
-            f"{new['id']} couldn't be copied. Why stands in its journal: "
-            f"salt {new['id']} cmd.run \"journalctl -u 'saltern-mariadb-donor@*' -n 30\""
+            f"{new['id']} couldn't be copied. Why stands there in the journal of "
+            "saltern-mariadb-donor@* and in /var/log/mysql/saltern-copy.log."
         )
     _run(["mariadb-backup", "--prepare", f"--target-dir={copy}"], "mariadb-backup --prepare")
-    place = (copy / "xtrabackup_binlog_info").read_text().split()[2]
+    place = (copy / "xtrabackup_binlog_info").read_text().rstrip("\n").split("\t")[2]
     _run(["chown", "-R", "mysql:mysql", copy], "chown")
     return place
 

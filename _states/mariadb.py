@@ -198,11 +198,17 @@ def _follows(ret, found):
 
 
 def _cloned(wait):
-    """Copy the primary's data as soon as there is one that gives it."""
+    """Copy the primary's data as soon as there is one; its door opens at the end of its run."""
+    _patiently("mariadb.source", wait)
+    return _patiently("mariadb.clone", 60)["result"]
+
+
+def _patiently(function, wait):
+    """Call a function until it succeeds, for some seconds."""
     deadline = time.monotonic() + wait
     while True:
         try:
-            return __salt__["mariadb.clone"]()["result"]
+            return __salt__[function]()
         except CommandExecutionError:
             if time.monotonic() > deadline:
                 raise

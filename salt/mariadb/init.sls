@@ -29,6 +29,16 @@ mariadb/account:
     - require:
       - pkg: mariadb/package
 
+# Slow queries, and what copying had to say.
+mariadb/logs:
+  file.directory:
+    - name: /var/log/mysql
+    - user: mysql
+    - group: adm
+    - mode: '2750'
+    - require:
+      - user: mariadb/account
+
 mariadb/check:
   file.managed:
     - name: /usr/local/lib/saltern/mariadb-check-settings
@@ -60,6 +70,7 @@ mariadb/running:
     - require:
       - module: mariadb/daemon-reload
       - file: mariadb/config
+      - file: mariadb/logs
 
 mariadb/peer:
   file.managed:
@@ -75,7 +86,7 @@ mariadb/peer:
 
 mariadb/copy-key:
   file.managed:
-    - name: /etc/saltern/mariadb-copy.key
+    - name: /etc/mysql/saltern-copy.key
     - contents: {{ ('saltern:' ~ salt['mariadb.stream_key']()) | json }}
     - user: mysql
     - mode: '0600'
@@ -144,7 +155,7 @@ mariadb/donor:
 
 mariadb/donor/config:
   file.managed:
-    - name: /etc/saltern/mariadb-donor.conf
+    - name: /etc/mysql/saltern-donor.conf
     - source: salt://mariadb/files/donor.conf
     - mode: '0644'
     - makedirs: True

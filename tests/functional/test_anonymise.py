@@ -1,16 +1,14 @@
 """The anonymised copy, made of a real server's database by the program of the backup host."""
 
 import gzip
-import importlib.machinery
-import importlib.util
 import pathlib
 import tempfile
 
 import pytest
 
+from tests.functional import backup_program
 from tests.functional.postgres import Server
 
-FILES = pathlib.Path(__file__).parents[2] / "salt/backup/files"
 RULES = {
     "person.name": "fake",
     "person.email": "fake",
@@ -61,10 +59,7 @@ def server():
 @pytest.fixture
 def program(server, tmp_path, monkeypatch):
     """saltern-backup, with the test's server in the place of the restored one."""
-    monkeypatch.syspath_prepend(str(FILES))
-    loader = importlib.machinery.SourceFileLoader("saltern_backup", str(FILES / "saltern-backup"))
-    found = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
-    loader.exec_module(found)
+    found = backup_program.load(monkeypatch, "backup")
     address = ["--host=127.0.0.1", f"--port={server.port}", "--username=postgres"]
     monkeypatch.setattr(found, "scratch_address", lambda: address)
     monkeypatch.setattr(found, "ANONYMISED", tmp_path / "anonymised")

@@ -1,0 +1,208 @@
+"""Backups of MariaDB with a primary, a replica and restic: made, verified, damaged, brought back."""
+
+import json
+import os
+import pathlib
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import types
+
+import pytest
+
+from tests.functional import backup_program
+from tests.functional.box import wait_for
+from tests.functional.mariadb import Server
+
+SITE = "paper"
+LOGGING = ["log_bin=binlog", "log_slave_updates=1", "gtid_strict_mode=1", "skip_name_resolve=1"]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A primary on 127.0.0.1 and its replica on 127.0.0.2, on the same port."""
+    with tempfile.TemporaryDirectory(prefix="saltern-") as folder:
+        folders = [pathlib.Path(folder, name) for name in ("m1", "m2")]
+        for one in folders:
+            one.mkdir()
+        primary = Server(folders[0], *LOGGING, "server_id=1")
+        address = ["bind_address=127.0.0.2", f"port={primary.port}", "read_only=1"]
+        replica = Server(folders[1], *LOGGING, *address, "server_id=2")
+        replica.sql(
+            f"CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT={primary.port},"
+            " MASTER_USER='backup', MASTER_PASSWORD='pw', MASTER_USE_GTID=slave_pos"
+        )
+        primary.sql("CREATE USER backup@'127.0.0.%' IDENTIFIED BY 'pw'")
+        primary.sql("GRANT ALL ON *.* TO backup@'127.0.0.%'")
+        primary.sql(f"CREATE DATABASE {SITE}")
+        replica.sql("START SLAVE")
+        try:
+            yield types.SimpleNamespace(primary=primary, replica=replica)
+        finally:
+            replica.close()
+            primary.close()
+
+
+@pytest.fixture
+def program(pair, tmp_path, monkeypatch):
+    """saltern-backup, told of the pair; its log is being received."""
+    found = backup_program.load(monkeypatch, "backup", "mariadb")
+    module = found.mariadb_backup
+    port = pair.primary.port
+    hosts = [{"id": "m1", "address": "127.0.0.1"}, {"id": "m2", "address": "127.0.0.2"}]
+    files = {
+        "plan.json": json.dumps({"hosts": hosts, "port": port, "sites": {SITE: SITE}}),
+        "login.cnf": "[client]\nuser=backup\npassword=pw\n",
+        "passphrase": "a passphrase\n",
+        "fetch": "#!/bin/sh\ncase $1 in *.1) at=m1;; *) at=m2;; esac\n"
+        f"at={pair.primary.folder.parent}/$at\nwork=$(mktemp -d)\n"
+        "mariadb-backup --no-defaults --backup --stream=xbstream --datadir=$at/data "
+        "--socket=$at/socket --user=root --target-dir=$work 2>/dev/null\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "fetch").chmod(0o755)
+    (tmp_path / "login.cnf").chmod(stat.S_IRUSR)
+    for name, value in {
+        "PLAN": tmp_path / "plan.json",
+        "LOGIN": str(tmp_path / "login.cnf"),
+        "FETCH": str(tmp_path / "fetch"),
+        "LOG": tmp_path / "log",
+        "SCRATCH": tmp_path / "s",
+        "OWNER": "root",
+    }.items():
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(found, "PASSPHRASE", str(tmp_path / "passphrase"))
+    monkeypatch.setattr(found, "STATE", tmp_path)
+    receiver = receiving(tmp_path)
+    wait_for(lambda: list((tmp_path / "log").glob("1/binlog.*")), what="the log")
+    yield found
+    receiver.kill()
+    receiver.wait()
+
+
+def receiving(folder):
+    """The module as the program that receives the log."""
+    code = (
+        "import pathlib, sys, mariadb_backup as m; folder = pathlib.Path(sys.argv[1])\n"
+        "m.PLAN, m.LOGIN, m.LOG = folder / 'plan.json', str(folder / 'login.cnf'), folder / 'log'\n"
+        "m.receive()"
+    )
+    path = {"PYTHONPATH": str(backup_program.SALT / "mariadb/files")}
+    return subprocess.Popen([sys.executable, "-c", code, folder], env={**os.environ, **path})
+
+
+@pytest.fixture
+def general(tmp_path):
+    return {"dumps": str(tmp_path / "repository"), "keep_days": 14, "s3": None}
+
+
+@pytest.fixture
+def rows(pair):
+    """500 rows, and what is written later."""
+    sql = pair.primary.sql
+    sql(f"DROP TABLE IF EXISTS {SITE}.post")
+    sql(f"CREATE TABLE {SITE}.post (id INT AUTO_INCREMENT PRIMARY KEY, words TEXT)")
+    sql(f"USE {SITE}; INSERT INTO post (words) SELECT uuid() FROM seq_1_to_500")
+    wait_for(lambda: pair.replica.sql(f"SELECT count(*) FROM {SITE}.post") == "500", what="replica")
+    return lambda where=SITE: int(sql(f"SELECT count(*) FROM {where}.post"))
+
+
+def options(**given):
+    return types.SimpleNamespace(**{"database": SITE, "table": None, "time": None, **given})
+
+
+def moment(sql):
+    """A second that has begun, as the operator writes it; and the next has begun, too."""
+    now = sql("SELECT date_format(utc_timestamp() + INTERVAL 1 SECOND, '%Y-%m-%d %H:%i:%s+00')")
+    time.sleep(2.1)
+    return now
+
+
+def test_a_backup_is_verified_against_the_replica(program, pair, general, rows):
+    module = program.mariadb_backup
+    made = module.full(general, options())
+    assert made["from"] == "m2"
+    pair.primary.sql(f"USE {SITE}; INSERT INTO post (words) SELECT uuid() FROM seq_1_to_50")
+    done = module.verify(general, options())
+    assert (done["compared_with"], done["rows"]) == ("m2", 550)
+    assert not module.SCRATCH.exists()
+    wait_for(
+        lambda: pair.replica.sql("SELECT @@gtid_slave_pos")
+        == pair.primary.sql("SELECT @@gtid_binlog_pos"),
+        what="the replica goes on",
+    )
+
+
+def test_a_backup_that_differs_is_told(program, pair, general, rows):
+    module = program.mariadb_backup
+    module.full(general, options())
+    # Written past the log, as a fault of the disk or of a hand would.
+    pair.replica.sql(f"SET sql_log_bin = 0; UPDATE {SITE}.post SET words = 'x' WHERE id = 7")
+    try:
+        with pytest.raises(program.FailedError, match=r"the restored backup differs: paper.post"):
+            module.verify(general, options())
+    finally:
+        words = pair.primary.sql(f"SELECT words FROM {SITE}.post WHERE id = 7")
+        pair.replica.sql(f"SET sql_log_bin = 0; UPDATE {SITE}.post SET words = '{words}' WHERE id=7")
+
+
+def test_a_dropped_table_comes_back_to_the_second(program, pair, general, rows):
+    module, sql = program.mariadb_backup, pair.primary.sql
+    module.full(general, options())
+    sql(f"USE {SITE}; INSERT INTO post (words) SELECT uuid() FROM seq_1_to_30")
+    before = moment(sql)
+    sql(f"DELETE FROM {SITE}.post WHERE id < 100")
+    sql(f"DROP TABLE {SITE}.post")
+    done = module.extract(general, options(table="post", time=before))
+    assert done == {"database": SITE, "on": "m1", "table": "post", "rows": 530}
+    assert rows() == 530
+
+
+def test_what_lives_is_never_overwritten(program, pair, general, rows):
+    module, sql = program.mariadb_backup, pair.primary.sql
+    module.full(general, options())
+    before = moment(sql)
+    sql(f"DELETE FROM {SITE}.post WHERE id <= 400")
+    one = module.extract(general, options(table="post", time=before))
+    time.sleep(1)
+    whole = module.extract(general, options())
+    assert rows() == 100
+    assert one["database"].startswith(f"{SITE}_restored_")
+    assert (rows(one["database"]), rows(whole["database"])) == (500, 100)
+
+
+def test_a_copy_that_breaks_off_counts_for_nothing(program, general, rows, tmp_path):
+    module = program.mariadb_backup
+    whole = (tmp_path / "fetch").read_text()
+    (tmp_path / "fetch").write_text(whole.rstrip() + " | head -c 2000000\n")
+    with pytest.raises(program.FailedError, match="m2 broke its copy off"):
+        module.full(general, options())
+    assert module.backups(general) == []
+    with pytest.raises(program.FailedError, match="there is no backup"):
+        module.verify(general, options())
+
+
+def test_a_damaged_backup_is_told(program, general, rows, tmp_path):
+    module = program.mariadb_backup
+    module.full(general, options())
+    packs = sorted((tmp_path / "repository/data").glob("*/*"), key=lambda p: p.stat().st_size)
+    damaged = bytearray(packs[-1].read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    packs[-1].chmod(0o600)
+    packs[-1].write_bytes(damaged)
+    with pytest.raises(program.FailedError, match="restic dump"):
+        module.verify(general, options())
+
+
+def test_unknown_names_are_refused(program, general, rows):
+    module = program.mariadb_backup
+    module.full(general, options())
+    with pytest.raises(program.FailedError, match="there are paper"):
+        module.extract(general, options(database="papier"))
+    with pytest.raises(program.FailedError, match="has no table nothing"):
+        module.extract(general, options(table="nothing"))
+    with pytest.raises(program.FailedError, match="no backup from before"):
+        module.extract(general, options(time="2020-01-01 00:00:00+00"))
