@@ -14,7 +14,7 @@ import time as clock
 from salt.exceptions import CommandExecutionError
 
 PROGRAM = "/usr/local/sbin/saltern-backup"
-KINDS = ("full", "diff", "dump", "seal", "uploads")
+KINDS = ("full", "diff", "dump", "seal", "uploads", "mariadb-full", "mariadb-log")
 
 
 def run(kind="diff"):
@@ -24,7 +24,7 @@ def run(kind="diff"):
     kind
         ``full``; ``diff``, what changed since the last full one; ``dump``, each site's database as
         SQL; ``seal``, see docs/backup.md; ``uploads``, on the backup host: see that they came, and
-        forget what is too old.
+        forget what is too old; ``mariadb-full`` and ``mariadb-log``, see docs/mariadb.md.
 
     Returns what was made and the seconds it took. Raises ``CommandExecutionError`` if it failed.
 
@@ -58,11 +58,14 @@ def list_():
     return _program("list")
 
 
-def verify():
+def verify(engine=None):
     """
     Restore the newest backup into a scratch place on the backup host, start a server on it, compare
     the rows and checksums of every table with a replica at the same place in the log, and look at
     every index.
+
+    engine
+        ``postgres`` or ``mariadb``; PostgreSQL where the farm has both.
 
     Returns which backup, how many tables and rows, and the seconds until the server was up. Raises
     ``CommandExecutionError`` with the tables that differ.
@@ -73,7 +76,10 @@ def verify():
 
         salt 'backup*' backup.verify
     """
-    return _program("verify")
+    engine = engine or ("postgres" if __salt__["inventory.peers"]("database") else "mariadb")
+    if engine not in ("postgres", "mariadb"):
+        raise CommandExecutionError(f"There is no engine {engine!r}: postgres, mariadb.")
+    return _program("verify" if engine == "postgres" else "mariadb-verify")
 
 
 def anonymise():
@@ -133,7 +139,7 @@ def restore(database=None, table=None, time=None, force=False, uploads=None):
     On the backup host, one database, or one table of it: it is restored into a scratch place and
     copied into the running server. A table that is gone comes back where it was; one that is there
     is put into a schema ``restored_<time>`` beside it, a database beside the live one, as
-    ``<database>_restored_<time>``. Nothing that lives is overwritten.
+    ``<database>_restored_<time>``; a table of MariaDB, too. Nothing that lives is overwritten.
 
     On the database host that takes writes, without ``database``: the whole cluster goes back, and
     all that came later is lost.
@@ -178,7 +184,8 @@ def restore(database=None, table=None, time=None, force=False, uploads=None):
     words = [f"--database={database}"]
     words += [f"--table={table}"] if table else []
     words += [f"--time={time}"] if time else []
-    return _program("extract", *words)
+    ours = [base["name"] for base in __salt__["sites.hosted"]("mariadb").values()]
+    return _program("mariadb-extract" if database in ours else "extract", *words)
 
 
 def plan():

@@ -308,6 +308,24 @@ def stream_key():
     return hashlib.sha256(b"saltern mariadb stream\0" + password.encode()).hexdigest()
 
 
+def backup_plan():
+    """
+    What the backup host is told of MariaDB: /etc/saltern/mariadb-backup.json.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'backup*' mariadb.backup_plan
+    """
+    bases = __salt__["sites.hosted"]("mariadb").values()
+    return {
+        "hosts": __salt__["inventory.peers"]("mariadb"),
+        "port": _port(),
+        "sites": {base["name"]: base["user"] for base in bases},
+    }
+
+
 def verifier(password):
     """
     What MariaDB stores of a password (mysql_native_password): a hash of its hash.
@@ -449,13 +467,14 @@ def _asked(peer):
 
 def _fetch(new, copy):
     """Another host's data into a folder, made whole; the place in the log that it ends at."""
+    why = (
+        f"{new['id']} couldn't be copied: see there the journal of saltern-mariadb-donor@* and "
+        "/var/log/mysql/saltern-copy.log"
+    )
     with subprocess.Popen([FETCH, new["address"]], stdout=subprocess.PIPE) as giver:
-        _run(["mbstream", "-x", "-C", copy], f"{new['id']}'s data", stdin=giver.stdout)
+        _run(["mbstream", "-x", "-C", copy], why, stdin=giver.stdout)
     if giver.returncode or not (copy / "xtrabackup_info").exists():
-        raise CommandExecutionError(
-            f"{new['id']} couldn't be copied. Why stands there in the journal of "
-            "saltern-mariadb-donor@* and in /var/log/mysql/saltern-copy.log."
-        )
+        raise CommandExecutionError(why)
     _run(["mariadb-backup", "--prepare", f"--target-dir={copy}"], "mariadb-backup --prepare")
     place = (copy / "xtrabackup_binlog_info").read_text().rstrip("\n").split("\t")[2]
     _run(["chown", "-R", "mysql:mysql", copy], "chown")

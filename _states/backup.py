@@ -42,12 +42,14 @@ def stanza(name, wait=300):
         time.sleep(5)
 
 
-def first(name):
+def first(name, kind="full"):
     """
     There is a backup, or one is being made in the background.
 
     name
         Anything.
+    kind
+        ``full``, or ``mariadb-full``.
 
     .. code-block:: yaml
 
@@ -55,14 +57,14 @@ def first(name):
           backup.first
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": "There is a backup."}
-    if __salt__["backup.list"]()["backups"]:
+    if __salt__["backup.list"]()["backups" if kind == "full" else "mariadb"]:
         return ret
-    if __salt__["service.status"]("saltern-backup@full"):
+    if __salt__["service.status"](f"saltern-backup@{kind}"):
         return ret | {"comment": "The first backup is being made."}
     changes = {"backup": {"old": "none", "new": "started"}}
     if __opts__["test"]:
         return ret | {"result": None, "changes": changes, "comment": "One would be started."}
-    __salt__["service.start"]("saltern-backup@full", no_block=True)
+    __salt__["service.start"](f"saltern-backup@{kind}", no_block=True)
     return ret | {"changes": changes, "comment": "The first backup is being made."}
 
 

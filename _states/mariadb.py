@@ -97,7 +97,7 @@ def settled(name):
     return ret
 
 
-def user(name, password, hosts, privileges):
+def user(name, password, hosts, databases=None, endings=None, rights=None):
     """
     A user who may log in from these addresses only, over TLS, and do only this.
 
@@ -107,8 +107,12 @@ def user(name, password, hosts, privileges):
         Its password. It reaches the server as a hash, over a socket.
     hosts
         Addresses that it comes from. It can't log in from others any more.
-    privileges
-        What it may do: the level, as SQL writes it -> a list of privileges.
+    databases
+        Databases in which it may do everything.
+    endings
+        Also in databases whose names are one of these databases', one of these endings and more.
+    rights
+        What it may do everywhere, as ``REPLICATION SLAVE``.
 
     .. code-block:: yaml
 
@@ -117,9 +121,10 @@ def user(name, password, hosts, privileges):
             - name: newsroom
             - password: secret
             - hosts: [198.18.0.31]
-            - privileges: {'`newsroom`.*': [ALL PRIVILEGES]}
+            - databases: [newsroom]
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": f"{name} is as it should be."}
+    privileges = _privileges(databases or [], endings or [], rights or [])
     changes, commands = _user_changes(name, password, hosts, privileges)
     if not changes:
         return ret
@@ -213,6 +218,15 @@ def _patiently(function, wait):
             if time.monotonic() > deadline:
                 raise
         time.sleep(2)
+
+
+def _privileges(databases, endings, rights):
+    """What a user may do: the level, as SQL writes it -> a list of privileges."""
+    pattern = __salt__["mariadb.pattern"]
+    levels = [pattern(name) for name in databases]
+    levels += [pattern(name + end)[:-1] + "%`" for name in databases for end in endings]
+    found = {f"{level}.*": ["ALL PRIVILEGES"] for level in levels}
+    return found | ({"*.*": rights} if rights else {})
 
 
 def _user_changes(name, password, hosts, privileges):

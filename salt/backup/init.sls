@@ -14,6 +14,15 @@ backup/missing:
     - warnings: "Nothing is backed up: no host of this environment has the role `backup`. See docs/backup.md."
 {%- else %}
 {%- set keeper = repositories[0].id == grains.id %}
+{%- if keeper %}
+
+include:
+  - backup.program
+{%- if salt['inventory.peers']('mariadb') %}
+  - mariadb.keeper
+{%- endif %}
+{%- endif %}
+{%- if salt['inventory.peers']('database') %}
 
 # Before the package, so that the daemon's first start is already ours.
 backup/unit:
@@ -146,62 +155,6 @@ backup/passwords:
     - makedirs: True
     - show_changes: False
 
-backup/passphrase:
-  file.managed:
-    - name: /etc/saltern/backup.passphrase
-    - source: salt://os/files/secret
-    - template: jinja
-    - context:
-        path: [backup, passphrase]
-    - mode: '0600'
-    - makedirs: True
-    - show_changes: False
-{%- if backup.s3.bucket %}
-
-backup/s3:
-  file.managed:
-    - name: /etc/saltern/backup.s3
-    - contents:
-      - {{ ('AWS_ACCESS_KEY_ID=' ~ salt['sites.secret']('backup', 's3', 'key')) | json }}
-      - {{ ('AWS_SECRET_ACCESS_KEY=' ~ salt['sites.secret']('backup', 's3', 'secret')) | json }}
-      - {{ ('AWS_DEFAULT_REGION=' ~ backup.s3.region) | json }}
-    - mode: '0600'
-    - makedirs: True
-    - show_changes: False
-{%- endif %}
-
-backup/plan:
-  file.managed:
-    - name: /etc/saltern/backup.json
-    - source: salt://backup/files/backup.json
-    - template: jinja
-    - mode: '0644'
-    - makedirs: True
-
-backup/program:
-  file.managed:
-    - name: /usr/local/sbin/saltern-backup
-    - source: salt://backup/files/saltern-backup
-    - mode: '0755'
-
-backup/anonymise:
-  file.managed:
-    - name: /usr/local/lib/saltern/anonymise.py
-    - source: salt://backup/files/anonymise.py
-    - mode: '0644'
-    - makedirs: True
-
-backup/service:
-  file.managed:
-    - name: /etc/systemd/system/saltern-backup@.service
-    - source: salt://backup/files/backup.service
-    - template: jinja
-    - mode: '0644'
-  module.run:
-    - name: service.systemctl_reload
-    - onchanges:
-      - file: backup/service
-
 # The database host is set up at the same time in a farm's first run: it is waited for.
 backup/stanza:
   backup.stanza:
@@ -253,5 +206,6 @@ backup/settled:
   backup.settled:
     - require:
       - backup: backup/first
+{%- endif %}
 {%- endif %}
 {%- endif %}

@@ -87,7 +87,8 @@ mariadb/peer:
 mariadb/copy-key:
   file.managed:
     - name: /etc/mysql/saltern-copy.key
-    - contents: {{ ('saltern:' ~ salt['mariadb.stream_key']()) | json }}
+    - source: salt://mariadb/files/copy.key
+    - template: jinja
     - user: mysql
     - mode: '0600'
     - makedirs: True
@@ -122,11 +123,27 @@ mariadb/replication:
     - name: replication
     - password: {{ salt['sites.secret']('mariadb', 'copies', 'replication') | json }}
     - hosts: {{ peers | json }}
-    - privileges: {'*.*': [REPLICATION SLAVE]}
+    - rights: [REPLICATION SLAVE]
     - require:
       - mariadb: mariadb/place
+{%- set keepers = salt['inventory.peers']('backup') %}
+{%- if keepers %}
+{%- set own = salt['sites.hosted']('mariadb').values() | map(attribute='name') | list %}
+
+# Receives the log, holds a replica still for a moment to compare a restored backup with it, and
+# brings back what it restored.
+mariadb/backup:
+  mariadb.user:
+    - name: backup
+    - password: {{ salt['sites.secret']('mariadb', 'copies', 'backup') | json }}
+    - hosts: {{ [keepers[0].address] | json }}
+    - databases: {{ own | json }}
+    - endings: [_restored_]
+    - rights: [BINLOG MONITOR, REPLICATION SLAVE, REPLICATION SLAVE ADMIN, SELECT, SHOW VIEW]
+    - require:
+      - mariadb: mariadb/place
+{%- endif %}
 {%- for name, database in salt['sites.hosted']('mariadb').items() %}
-{%- set level = salt['mariadb.pattern'](database.name) ~ '.*' %}
 
 mariadb/{{ name }}/database:
   mariadb.database:
@@ -139,7 +156,7 @@ mariadb/{{ name }}/user:
     - name: {{ database.user | json }}
     - password: {{ salt['sites.database_password'](name) | json }}
     - hosts: {{ (salt['inventory.peers']('app') + salt['inventory.peers']('worker')) | map(attribute='address') | unique | list | json }}
-    - privileges: {{ {level: ['ALL PRIVILEGES']} | json }}
+    - databases: [{{ database.name | json }}]
     - require:
       - mariadb: mariadb/{{ name }}/database
 {%- endfor %}

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import urllib.parse
 
 import pytest
 
@@ -44,7 +45,8 @@ def module(server, monkeypatch, tmp_path):
 
 @pytest.fixture
 def states(module):
-    names = ("literal", "identifier", "query", "execute", "verifier", "apply_settings", "pending")
+    names = ["literal", "identifier", "pattern", "query", "execute", "verifier"]
+    names += ["apply_settings", "pending"]
     functions = {f"mariadb.{name}": getattr(module, name) for name in names}
     return load("_states", __salt__=functions, __opts__={"id": "db1", "test": False})
 
@@ -59,32 +61,32 @@ def log_in(server, user, password, database="", address="127.0.0.1"):
 
 @pytest.mark.parametrize("name", ["paper", "odd_n%me `x`"])
 def test_a_user_and_a_database_are_made_once(states, module, server, name):
-    level = module.pattern(name) + ".*"
     user = name[:10]
-    given = (user, ODD, ["127.0.0.1"], {level: ["ALL PRIVILEGES"], "*.*": ["REPLICATION SLAVE"]})
+    rights = {"databases": [name], "endings": ["_old_"], "rights": ["REPLICATION SLAVE"]}
+    given = (user, ODD, ["127.0.0.1"])
     assert states.database(name)["changes"]
-    made = states.user(*given)
+    made = states.user(*given, **rights)
     assert made["changes"]
     assert ODD not in str(made)
     assert log_in(server, user, ODD, name)
     assert not log_in(server, user, "another", name)
     assert not log_in(server, user, ODD, "mysql")
-    again = [states.database(name), states.user(*given)]
+    again = [states.database(name), states.user(*given, **rights)]
     assert [one["changes"] for one in again] == [{}, {}]
     # Another password, then other rights, then another address.
-    assert states.user(user, "new", *given[2:])["changes"] == {"127.0.0.1": "password changed"}
+    changed = states.user(user, "new", ["127.0.0.1"], **rights)
+    assert changed["changes"] == {"127.0.0.1": "password changed"}
     assert log_in(server, user, "new", name)
-    fewer = {level: ["ALL PRIVILEGES"]}
-    assert states.user(user, "new", ["127.0.0.1"], fewer)["changes"]
-    assert states.user(user, "new", ["127.0.0.1"], fewer)["changes"] == {}
-    assert states.user(user, "new", ["10.0.0.9"], fewer)["changes"]
+    assert states.user(user, "new", ["127.0.0.1"], [name])["changes"]
+    assert states.user(user, "new", ["127.0.0.1"], [name])["changes"] == {}
+    assert states.user(user, "new", ["10.0.0.9"], [name])["changes"]
     assert not log_in(server, user, "new", name)
 
 
 def test_test_mode_changes_nothing(states, server):
     states.__opts__ = {"id": "db1", "test": True}
     assert states.database("never")["result"] is None
-    assert states.user("never", "x", ["127.0.0.1"], {})["result"] is None
+    assert states.user("never", "x", ["127.0.0.1"])["result"] is None
     assert "never" not in server.sql("SHOW DATABASES")
     assert server.sql("SELECT count(*) FROM mysql.user WHERE user = 'never'") == "0"
 
@@ -104,10 +106,10 @@ def test_settings_are_given_to_the_running_server_or_named(states, module):
     assert again["warnings"] == done["warnings"]
 
 
-def test_the_site_passes_its_own_tests_on_it(server):
-    server.sql("CREATE USER site@'127.0.0.1' IDENTIFIED BY 'a-password' REQUIRE SSL")
-    server.sql("GRANT ALL ON `%newsroom`.* TO site@'127.0.0.1'")
-    url = f"mysql://site:a-password@127.0.0.1:{server.port}/newsroom?ssl_mode=REQUIRED"
+def test_the_site_passes_its_own_tests_on_it(states, server):
+    states.user("site", ODD, ["127.0.0.1"], ["newsroom", "test_newsroom"])
+    login = f"site:{urllib.parse.quote(ODD, safe='')}@127.0.0.1:{server.port}"
+    url = f"mysql://{login}/newsroom?ssl_mode=REQUIRED&charset=utf8mb4"
     done = subprocess.run(
         [sys.executable, "manage.py", "test"],
         cwd=SITE,

@@ -28,6 +28,7 @@ JUDGES = {
     "/etc/sudoers.d/*": "visudo -cf {}",
     "/etc/systemd/system/*.d/*.conf": f"{VERIFY_UNIT} {{unit}}",
     "/etc/systemd/system/*.service": f"{VERIFY_UNIT} {{}}",
+    "/etc/systemd/system/*.socket": f"{VERIFY_UNIT} {{}}",
     "/etc/systemd/system/*.timer": f"{VERIFY_UNIT} {{}}",
     "/etc/tmpfiles.d/*.conf": "systemd-tmpfiles --create {}",
     # An emperor can only be started: it is well if it runs until timeout(1) ends it.
@@ -57,6 +58,10 @@ UNJUDGED = {
     "/var/lib/rabbitmq/*": "the farm tests start it",
     "/etc/systemd/system/rabbitmq-server.service.d/*": "the farm tests start it",
     "/etc/systemd/system/epmd.*": "the farm tests start it",
+    # The package with its unit would start a server; its programs alone are enough elsewhere.
+    "/etc/systemd/system/mariadb.service.d/*": "the farm tests start it",
+    "/etc/saltern/mariadb-*": "read by its client and by saltern-backup, which the tests run",
+    "/etc/mysql/saltern-*": "read by stunnel, which has no check; the farm tests copy with it",
     "/etc/redis/*.acl": "judged with the settings that name it",
 }
 # What the states do by commands before a file of theirs can be checked.

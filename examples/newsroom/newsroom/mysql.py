@@ -25,4 +25,6 @@ def adapted(database):
         options["ssl"] = ssl.create_default_context()
         options["ssl"].check_hostname = False
         options["ssl"].verify_mode = ssl.CERT_NONE
-    return database | {"OPTIONS": options}
+    # PyMySQL writes passwords in Latin 1, everybody else in UTF-8.
+    password = database.get("PASSWORD", "").encode().decode("latin-1")
+    return database | {"OPTIONS": options, "PASSWORD": password}

@@ -190,6 +190,25 @@ def copy_over(name, table, writer, target):
         raise core.FailedError(f"copying {name} to {writer['id']}: {taker.stderr.strip()}")
 
 
+def complaints(general):
+    """What is wrong with the backups of MariaDB, if anything."""
+    found, kept = [], core.results()
+    known = backups(general)
+    if not known:
+        found.append("there is no backup of MariaDB")
+    elif time.time() - core.moment(known[-1]["at"]) > general["max_age"]:
+        found.append(f"the newest backup of MariaDB is of {known[-1]['at']}")
+    for verb in VERBS:
+        if verb in kept and not kept[verb]["ok"]:
+            found.append(f"{verb} failed at {kept[verb]['at']}: {kept[verb]['error']}")
+    verified = kept.get("mariadb-verify")
+    if known and verified is None:
+        found.append("no backup of MariaDB was verified yet")
+    elif verified and time.time() - core.moment(verified["at"]) > 8 * 86400:
+        found.append(f"MariaDB: the last verification was at {verified['at']}")
+    return found
+
+
 def backups(general):
     """The backups, the newest last."""
     if not pathlib.Path(general["dumps"], "config").exists() and not general.get("s3"):
@@ -273,7 +292,10 @@ def started(data):
 
 def replay(begin, until, gtid):
     """Apply the log from where the backup ends, up to a time, a transaction or its own end."""
-    files = sorted(log_folder(find_writer()).iterdir())
+    writer = find_writer()
+    if begin in (gtid, sql(writer, "SELECT @@gtid_binlog_pos")[0][0]):
+        return  # nothing came since
+    files = sorted(log_folder(writer).iterdir())
     read = ["mariadb-binlog", "--no-defaults"]
     read += [f"--start-position={begin}"] if begin else []
     read += [f"--stop-position={gtid}"] if gtid else []
