@@ -19,7 +19,7 @@ backup/missing:
 include:
   - backup.program
 {%- if salt['inventory.peers']('mariadb') %}
-  - mariadb.keeper
+  - backup.mariadb
 {%- endif %}
 {%- endif %}
 {%- if salt['inventory.peers']('database') %}

@@ -1,6 +1,5 @@
 # The backup host's part of MariaDB: receives the log as it is written, keeps copies in restic, and
-# shows that they can be restored. Included by `backup` where the farm has MariaDB.
-{%- set backup = salt['settings.get']('backup') %}
+# shows that they can be restored. Included by `backup.mariadb`, which says when.
 
 mariadb/keeper/package:
   pkg.installed:
@@ -79,35 +78,3 @@ mariadb/keeper/log:
       - file: mariadb/keeper/log-unit
       - file: mariadb/keeper/plan
       - file: mariadb/keeper/program
-{%- for verb, calendar in (('mariadb-full', backup.diff), ('mariadb-log', 'hourly'), ('mariadb-verify', backup.verify)) %}
-
-mariadb/keeper/{{ verb }}:
-  file.managed:
-    - name: /etc/systemd/system/saltern-backup@{{ verb }}.timer
-    - source: salt://backup/files/backup.timer
-    - template: jinja
-    - context:
-        verb: {{ verb }}
-        calendar: {{ calendar | json }}
-    - mode: '0644'
-    - check_cmd: /usr/bin/systemd-analyze verify
-    - tmp_ext: .timer
-
-mariadb/keeper/{{ verb }}/enabled:
-  service.running:
-    - name: saltern-backup@{{ verb }}.timer
-    - enable: True
-    - require:
-      - file: backup/service
-      - file: backup/program
-      - file: backup/passphrase
-      - service: mariadb/keeper/log
-    - watch:
-      - file: mariadb/keeper/{{ verb }}
-{%- endfor %}
-
-mariadb/keeper/first:
-  backup.first:
-    - kind: mariadb-full
-    - require:
-      - service: mariadb/keeper/mariadb-full/enabled

@@ -1,4 +1,4 @@
-"""Backups of MariaDB with a primary, a replica and restic: made, verified, damaged, brought back."""
+"""Backups of MariaDB with a primary, a replica and restic: made, verified, damaged, restored."""
 
 import json
 import os
@@ -130,8 +130,10 @@ def test_a_backup_is_verified_against_the_replica(program, pair, general, rows):
     assert (done["compared_with"], done["rows"]) == ("m2", 550)
     assert not module.SCRATCH.exists()
     wait_for(
-        lambda: pair.replica.sql("SELECT @@gtid_slave_pos")
-        == pair.primary.sql("SELECT @@gtid_binlog_pos"),
+        lambda: (
+            pair.replica.sql("SELECT @@gtid_slave_pos")
+            == pair.primary.sql("SELECT @@gtid_binlog_pos")
+        ),
         what="the replica goes on",
     )
 
@@ -146,7 +148,9 @@ def test_a_backup_that_differs_is_told(program, pair, general, rows):
             module.verify(general, options())
     finally:
         words = pair.primary.sql(f"SELECT words FROM {SITE}.post WHERE id = 7")
-        pair.replica.sql(f"SET sql_log_bin = 0; UPDATE {SITE}.post SET words = '{words}' WHERE id=7")
+        pair.replica.sql(
+            f"SET sql_log_bin = 0; UPDATE {SITE}.post SET words = '{words}' WHERE id=7"
+        )
 
 
 def test_a_dropped_table_comes_back_to_the_second(program, pair, general, rows):
