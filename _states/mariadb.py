@@ -97,14 +97,15 @@ def settled(name):
     return ret
 
 
-def user(name, password, hosts, databases=None, endings=None, rights=None):
+def user(name, secret, hosts, databases=None, endings=None, rights=None):
     """
     A user who may log in from these addresses only, over TLS, and do only this.
 
     name
         Its name.
-    password
-        Its password. It reaches the server as a hash, over a socket.
+    secret
+        Where its password stands below ``secrets:`` in the pillar, step by step. It reaches the
+        server as a hash, over a socket.
     hosts
         Addresses that it comes from. It can't log in from others any more.
     databases
@@ -119,12 +120,13 @@ def user(name, password, hosts, databases=None, endings=None, rights=None):
         mariadb/newsroom/user:
           mariadb.user:
             - name: newsroom
-            - password: secret
+            - secret: [mariadb, users, newsroom]
             - hosts: [198.18.0.31]
             - databases: [newsroom]
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": f"{name} is as it should be."}
     privileges = _privileges(databases or [], endings or [], rights or [])
+    password = __salt__["sites.secret"](*secret)
     changes, commands = _user_changes(name, password, hosts, privileges)
     if not changes:
         return ret

@@ -1,12 +1,16 @@
 # Backups of MariaDB, on the backup host: when they are made, and a first one.
 {%- set backup = salt['settings.get']('backup') %}
+{%- set runs = [('mariadb-full', backup.diff), ('mariadb-log', 'hourly'), ('mariadb-verify', backup.verify)] %}
+{%- if not salt['inventory.peers']('database') %}
+{%- do runs.append(('uploads', salt['settings.get']('uploads').tidy)) %}
+{%- endif %}
 
 include:
   - backup.program
   - mariadb.keeper
-{%- for verb, calendar in (('mariadb-full', backup.diff), ('mariadb-log', 'hourly'), ('mariadb-verify', backup.verify)) %}
+{%- for verb, calendar in runs %}
 
-backup/{{ verb }}:
+backup/{{ verb }}/timer:
   file.managed:
     - name: /etc/systemd/system/saltern-backup@{{ verb }}.timer
     - source: salt://backup/files/backup.timer
@@ -28,7 +32,7 @@ backup/{{ verb }}/enabled:
       - file: backup/passphrase
       - service: mariadb/keeper/log
     - watch:
-      - file: backup/{{ verb }}
+      - file: backup/{{ verb }}/timer
 {%- endfor %}
 
 backup/mariadb/first:

@@ -77,9 +77,7 @@ mariadb/peer:
     - name: /etc/saltern/mariadb-peer.cnf
     - source: salt://mariadb/files/peer.cnf
     - template: jinja
-    - context:
-        user: replication
-        password: {{ salt['sites.secret']('mariadb', 'copies', 'replication') | json }}
+    - context: {user: replication}
     - mode: '0600'
     - makedirs: True
     - show_changes: False
@@ -121,7 +119,7 @@ mariadb/settled:
 mariadb/replication:
   mariadb.user:
     - name: replication
-    - password: {{ salt['sites.secret']('mariadb', 'copies', 'replication') | json }}
+    - secret: [mariadb, copies, replication]
     - hosts: {{ peers | json }}
     - rights: [REPLICATION SLAVE]
     - require:
@@ -135,7 +133,7 @@ mariadb/replication:
 mariadb/backup:
   mariadb.user:
     - name: backup
-    - password: {{ salt['sites.secret']('mariadb', 'copies', 'backup') | json }}
+    - secret: [mariadb, copies, backup]
     - hosts: {{ [keepers[0].address] | json }}
     - databases: {{ own | json }}
     - endings: [_restored_]
@@ -154,7 +152,7 @@ mariadb/{{ name }}/database:
 mariadb/{{ name }}/user:
   mariadb.user:
     - name: {{ database.user | json }}
-    - password: {{ salt['sites.database_password'](name) | json }}
+    - secret: {{ ['mariadb', 'users', database.user] | json }}
     - hosts: {{ (salt['inventory.peers']('app') + salt['inventory.peers']('worker')) | map(attribute='address') | unique | list | json }}
     - databases: [{{ database.name | json }}]
     - require:

@@ -20,9 +20,7 @@ mariadb/keeper/login:
     - name: /etc/saltern/mariadb-backup.cnf
     - source: salt://mariadb/files/peer.cnf
     - template: jinja
-    - context:
-        user: backup
-        password: {{ salt['sites.secret']('mariadb', 'copies', 'backup') | json }}
+    - context: {user: backup}
     - mode: '0600'
     - makedirs: True
     - show_changes: False

@@ -48,6 +48,7 @@ def states(module):
     names = ["literal", "identifier", "pattern", "query", "execute", "verifier"]
     names += ["apply_settings", "pending"]
     functions = {f"mariadb.{name}": getattr(module, name) for name in names}
+    functions["sites.secret"] = lambda *path: path[-1]
     return load("_states", __salt__=functions, __opts__={"id": "db1", "test": False})
 
 
@@ -63,7 +64,7 @@ def log_in(server, user, password, database="", address="127.0.0.1"):
 def test_a_user_and_a_database_are_made_once(states, module, server, name):
     user = name[:10]
     rights = {"databases": [name], "endings": ["_old_"], "rights": ["REPLICATION SLAVE"]}
-    given = (user, ODD, ["127.0.0.1"])
+    given = (user, [ODD], ["127.0.0.1"])
     assert states.database(name)["changes"]
     made = states.user(*given, **rights)
     assert made["changes"]
@@ -74,19 +75,19 @@ def test_a_user_and_a_database_are_made_once(states, module, server, name):
     again = [states.database(name), states.user(*given, **rights)]
     assert [one["changes"] for one in again] == [{}, {}]
     # Another password, then other rights, then another address.
-    changed = states.user(user, "new", ["127.0.0.1"], **rights)
+    changed = states.user(user, ["new"], ["127.0.0.1"], **rights)
     assert changed["changes"] == {"127.0.0.1": "password changed"}
     assert log_in(server, user, "new", name)
-    assert states.user(user, "new", ["127.0.0.1"], [name])["changes"]
-    assert states.user(user, "new", ["127.0.0.1"], [name])["changes"] == {}
-    assert states.user(user, "new", ["10.0.0.9"], [name])["changes"]
+    assert states.user(user, ["new"], ["127.0.0.1"], [name])["changes"]
+    assert states.user(user, ["new"], ["127.0.0.1"], [name])["changes"] == {}
+    assert states.user(user, ["new"], ["10.0.0.9"], [name])["changes"]
     assert not log_in(server, user, "new", name)
 
 
 def test_test_mode_changes_nothing(states, server):
     states.__opts__ = {"id": "db1", "test": True}
     assert states.database("never")["result"] is None
-    assert states.user("never", "x", ["127.0.0.1"])["result"] is None
+    assert states.user("never", ["x"], ["127.0.0.1"])["result"] is None
     assert "never" not in server.sql("SHOW DATABASES")
     assert server.sql("SELECT count(*) FROM mysql.user WHERE user = 'never'") == "0"
 
@@ -107,7 +108,7 @@ def test_settings_are_given_to_the_running_server_or_named(states, module):
 
 
 def test_the_site_passes_its_own_tests_on_it(states, server):
-    states.user("site", ODD, ["127.0.0.1"], ["newsroom", "test_newsroom"])
+    states.user("site", [ODD], ["127.0.0.1"], ["newsroom", "test_newsroom"])
     login = f"site:{urllib.parse.quote(ODD, safe='')}@127.0.0.1:{server.port}"
     url = f"mysql://{login}/newsroom?ssl_mode=REQUIRED&charset=utf8mb4"
     done = subprocess.run(
