@@ -511,7 +511,8 @@ def _configured():
 def _normal(value, kind):
     value = (value or "").strip()
     if kind == "BOOLEAN":
-        return value.upper() in ("ON", "1", "YES", "TRUE")
+        # A name stands for ON: that of the files of log_bin.
+        return value.upper() not in ("OFF", "0", "NO", "FALSE")
     return float(value) if _is_number(value) else value.lower()
 
 

@@ -95,7 +95,7 @@ def test_test_mode_changes_nothing(states, server):
 def test_settings_are_given_to_the_running_server_or_named(states, module):
     module.CONFIG.write_text(
         "# a comment = none\n[mariadbd]\nmax_connections = 77\nlong_query_time = 0.5\n"
-        "slow_query_log = ON\nskip_name_resolve = ON\nreport_host = db9\n"
+        "slow_query_log = ON\nlog_bin = another\nskip_name_resolve = ON\nreport_host = db9\n"
     )
     done = states.settled("x")
     assert done["changes"]["max_connections"] == {"old": "151", "new": "77"}
