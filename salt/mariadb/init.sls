@@ -179,6 +179,7 @@ mariadb/donor/service:
   file.managed:
     - name: /etc/systemd/system/saltern-mariadb-donor@.service
     - source: salt://mariadb/files/donor@.service
+    - template: jinja
     - mode: '0644'
 
 mariadb/donor/socket:

@@ -63,6 +63,7 @@ mariadb/keeper/log-unit:
   file.managed:
     - name: /etc/systemd/system/saltern-mariadb-log.service
     - source: salt://mariadb/files/log.service
+    - template: jinja
     - mode: '0644'
 
 mariadb/keeper/log:
