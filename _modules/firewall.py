@@ -151,7 +151,8 @@ def _told(networks, version):
 
 def active(path):
     """
-    Whether the rules in force are those of a file, and nobody changed them by hand.
+    Whether the rules in force are those of a file, nobody changed them by hand, and they are loaded
+    at boot too.
 
     path
         The ruleset.
@@ -167,7 +168,8 @@ def active(path):
     rules = pathlib.Path(path)
     if not (rules.exists() and _LIVE.exists() and _LISTED.exists()):
         return False
-    return rules.read_text() == _LIVE.read_text() and _listing() == _LISTED.read_text()
+    proven = rules.read_text() == _LIVE.read_text() and _listing() == _LISTED.read_text()
+    return proven and __salt__["service.enabled"]("nftables")
 
 
 def load(path, patience=20):
@@ -218,6 +220,7 @@ def _keep(text):
     fresh.replace(_LIVE)
     _LISTED.parent.mkdir(parents=True, exist_ok=True)
     _LISTED.write_text(_listing())
+    _run(["systemctl", "enable", "--quiet", "nftables"])
 
 
 def _lacking(here, there):

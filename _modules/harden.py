@@ -94,11 +94,8 @@ def _ssh():
 
 
 def _firewall():
-    return "" if __salt__["firewall.active"](_RULES) else "The rules in force aren't Saltern's"
-
-
-def _firewall_at_boot():
-    return "" if __salt__["service.enabled"]("nftables") else "nftables isn't enabled"
+    sound = __salt__["firewall.active"](_RULES)
+    return "" if sound else "The rules in force, or those at boot, aren't Saltern's"
 
 
 def _ports():
@@ -196,8 +193,7 @@ _POINTS = {
     "an operator can log in": (_way_in, "keys in operators.yaml, then " + _APPLY + " accounts,ssh"),
     "sudo's files are sound": (_sudo, "visudo -c names the file"),
     "SSH takes keys only, and not from root": (_ssh, _APPLY + " accounts,ssh"),
-    "the firewall is up": (_firewall, _APPLY + " firewall"),
-    "the firewall is up after a reboot": (_firewall_at_boot, _APPLY + " firewall"),
+    "the firewall is up, and is so after a reboot": (_firewall, _APPLY + " firewall"),
     "what listens is declared": (_ports, "stop it, have it listen on loopback, or firewall.open"),
     "the kernel is set as it should be": (_kernel, _APPLY + " os"),
     "nobody but root changes the system": (_writable_files, "chmod o-w <file>"),

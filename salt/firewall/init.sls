@@ -17,16 +17,10 @@ firewall/rules:
     - require:
       - pkg: firewall/package
 
-# Puts them in force, and to where they are found at boot once the master was reached under them.
+# Puts them in force; once the master was reached under them, they are loaded at boot too.
 firewall/loaded:
   firewall.loaded:
     - name: {{ candidate }}
     - patience: {{ firewall.patience.s }}
     - require:
       - file: firewall/rules
-
-firewall/at-boot:
-  service.enabled:
-    - name: nftables
-    - require:
-      - firewall: firewall/loaded
