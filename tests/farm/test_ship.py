@@ -247,7 +247,7 @@ def test_the_minion_is_killed_in_the_middle(lab, phase):
         lab.run("master", "salt", "--async", "app1", "deploy.ship", f"rev={sha}")
         assert killer.wait() == 0
         now = answering(lab)
-        until(60, lambda: lab.salt("app1", "test.ping").get("app1"))
+        lab.wait_for_minion("app1")
     assert_nobody_noticed(seen)
     assert now["app2"] == before["app2"]
     gone_live = PHASES.index(phase) > PHASES.index("activate")
