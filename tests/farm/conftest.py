@@ -42,8 +42,16 @@ class LabUnderTest:
         return subprocess.Popen(inside, stdin=subprocess.DEVNULL)
 
     def salt(self, target, function, *arguments):
-        """Call a function on the minions that a (compound) target matches. Returns a dict by id."""
-        return salt_cli.call(self.lab, target, function, *arguments, options=["-C", "-t", "30"])
+        """
+        Call a function on the minions that a (compound) target matches. Returns a dict by id.
+
+        The patience is a busy machine's: a minion that is off is waited for, too.
+        """
+        return salt_cli.call(self.lab, target, function, *arguments, options=["-C", "-t", "120"])
+
+    def wait_for_minion(self, host):
+        """Wait until a host's minion answers, for example after it was killed."""
+        salt_cli.wait_for_minions(self.lab, [self.lab.host(host)])
 
     def on_hub(self, *command, **options):
         """Run a command on the machine as a client on the farm's network."""

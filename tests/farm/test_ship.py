@@ -91,7 +91,7 @@ def assert_nobody_noticed(seen):
 @pytest.mark.parametrize("strategy", ["slots", "touch"])
 def test_a_release_goes_live_unnoticed(lab, strategy):
     sha = commit(lab, f"good {strategy}", migration(lab, "migrations.RunSQL('SELECT 1')"))
-    with visitors(lab, FRESH, rate=20) as seen:
+    with visitors(lab.lab, FRESH, rate=20) as seen:
         told = ship(lab, sha, f"strategy={strategy}")
         assert answering(lab) == {host: told[host]["release"] for host in APPS}
     assert all(report["result"] for report in told.values()), told
@@ -160,6 +160,7 @@ def test_a_broken_release_never_goes_live(lab, case):
     shipped(lab, f"mended {case}")
 
 
+@pytest.mark.drill
 def test_a_failing_migration_stops_every_host(lab):
     operation = "migrations.RunSQL('SELECT 1 / 0')"
     told = assert_refused(lab, commit(lab, "broken", migration(lab, operation)), "migrate")
@@ -170,7 +171,7 @@ def test_a_failing_migration_stops_every_host(lab):
 def assert_refused(lab, sha, phase, hosts=APPS):
     """A ship fails in this phase, on these hosts, and nobody notices."""
     before = answering(lab)
-    with visitors(lab, FRESH, rate=20) as seen:
+    with visitors(lab.lab, FRESH, rate=20) as seen:
         told = ship(lab, sha, target="L@" + ",".join(hosts))
     assert sorted(told) == sorted(hosts)
     for report in told.values():
@@ -235,19 +236,18 @@ sys.exit("The ship never came to this phase.")
 PHASES = "preflight fetch build static migrate activate verify workers prune".split()
 
 
-@pytest.mark.parametrize(
-    "phase", [p if p == "activate" else pytest.param(p, marks=pytest.mark.drill) for p in PHASES]
-)
+@pytest.mark.drill
+@pytest.mark.parametrize("phase", PHASES)
 def test_the_minion_is_killed_in_the_middle(lab, phase):
     before = answering(lab)
     slow = migration(lab, "migrations.RunSQL('SELECT pg_sleep(0.2)')")
     sha = commit(lab, f"killed in {phase}", slow)
-    with visitors(lab, FRESH, rate=20) as seen:
+    with visitors(lab.lab, FRESH, rate=20) as seen:
         killer = lab.start_in("app1", "python3", "-c", KILL_AT, f"{ROOT}/deploy/lock", phase)
         lab.run("master", "salt", "--async", "app1", "deploy.ship", f"rev={sha}")
         assert killer.wait() == 0
         now = answering(lab)
-        until(60, lambda: lab.salt("app1", "test.ping").get("app1"))
+        lab.wait_for_minion("app1")
     assert_nobody_noticed(seen)
     assert now["app2"] == before["app2"]
     gone_live = PHASES.index(phase) > PHASES.index("activate")
@@ -262,14 +262,14 @@ def test_the_power_goes_in_the_middle(lab, phase):
     slow = migration(lab, "migrations.RunSQL('SELECT pg_sleep(0.5)')")
     sha = commit(lab, f"no power in {phase}", slow)
     lock = lab.hosts["app1"].root / ROOT.lstrip("/") / "deploy/lock"
-    with visitors(lab, FRESH, rate=20, timeout=15, after=6) as seen:
+    with visitors(lab.lab, FRESH, rate=20, timeout=15, after=6) as seen:
         lab.run("master", "salt", "--async", "app1", "deploy.ship", f"rev={sha}")
         deadline = time.monotonic() + 60
         while f'"phase": "{phase}"' not in lock.read_text():
             assert time.monotonic() < deadline
         lab.kill("app1")
     assert_nobody_noticed(seen)
-    with visitors(lab, FRESH, rate=20, timeout=15) as seen:
+    with visitors(lab.lab, FRESH, rate=20, timeout=15) as seen:
         lab.start("app1")
         until(60, lambda: isinstance(answering(lab)["app1"], str))
     assert_nobody_noticed(seen)
@@ -292,7 +292,7 @@ def ship_the_farm(lab, sha, *options, without=()):
 @pytest.mark.drill
 def test_the_farm_in_batches_behind_a_canary(lab):
     sha = commit(lab, "in batches")
-    with visitors(lab, FRESH, rate=20) as seen:
+    with visitors(lab.lab, FRESH, rate=20) as seen:
         code, report, shown = ship_the_farm(lab, sha, "batch=1", "soak=2", "drain=True")
     assert (code, report["result"]) == (0, True), report
     assert_nobody_noticed(seen)

@@ -21,6 +21,8 @@ def visitors(lab, url, before=1.5, after=1.5, **options):
     """
     Have a URL of the example site asked for while the block runs.
 
+    lab
+        A :class:`tests.lab.farm.Lab`.
     url
         ``{n}`` in it becomes another number for each request.
     before, after
@@ -41,4 +43,4 @@ def visitors(lab, url, before=1.5, after=1.5, **options):
     finally:
         client.terminate()
         found.report = json.loads(client.communicate()[0])
-        print(found.report)
+        print(found.report, file=sys.stderr)
