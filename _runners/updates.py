@@ -1,5 +1,5 @@
 """
-Updates of a whole farm, one host after the other, without a failed request.
+Updates of a whole farm, one host after the other, each out of the road of requests meanwhile.
 """
 
 import fnmatch
