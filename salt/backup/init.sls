@@ -155,6 +155,7 @@ backup/s3:
   file.managed:
     - name: /etc/saltern/backup.s3
     - contents:
+      - '# Managed by Saltern: salt/backup/init.sls.'
       - {{ ('AWS_ACCESS_KEY_ID=' ~ salt['sites.secret']('backup', 's3', 'key')) | json }}
       - {{ ('AWS_SECRET_ACCESS_KEY=' ~ salt['sites.secret']('backup', 's3', 'secret')) | json }}
       - {{ ('AWS_DEFAULT_REGION=' ~ backup.s3.region) | json }}

@@ -22,7 +22,8 @@ uploads/package:
 # By which app hosts know the server.
 uploads/certificate:
   file.managed:
-    - name: /etc/saltern/uploads.crt
+    - name: /etc/saltern/uploads.pem
+    - check_cmd: /usr/bin/openssl x509 -noout -in
     - contents: {{ salt['sites.secret']('uploads', 'certificate') | json }}
     - mode: '0644'
     - makedirs: True
@@ -57,6 +58,7 @@ uploads/folder:
 uploads/key:
   file.managed:
     - name: /etc/saltern/uploads.key
+    - check_cmd: /usr/bin/openssl pkey -noout -in
     - contents: {{ salt['sites.secret']('uploads', 'key') | json }}
     - mode: '0600'
     - show_changes: False
@@ -67,6 +69,7 @@ uploads/login:
   file.managed:
     - name: /etc/saltern/uploads.login
     - contents:
+      - '# Managed by Saltern: salt/uploads/init.sls.'
       - RCLONE_USER=farm
       - {{ ('RCLONE_PASS=' ~ salt['sites.secret']('uploads', 'password')) | json }}
     - mode: '0600'

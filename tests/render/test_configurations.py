@@ -46,6 +46,7 @@ UNJUDGED = {
     "/etc/postgresql-common/createcluster.conf": "read by pg_createcluster, which has no check",
     "/etc/pgbackrest/tls/authority.key": "judged by openssl when it signs with it",
     "/etc/saltern/backup.*": "read by saltern-backup, which the farm tests run",
+    "/etc/saltern/uploads.*": "read by restic and rclone, which the farm tests run",
     "/etc/pgbouncer/userlist.txt": "judged with the settings that name it",
     # RabbitMQ, which has no check, and Erlang below it: a tenth of a gigabyte that only they need.
     "/etc/rabbitmq/*": "the farm tests start it",

@@ -48,6 +48,7 @@ def test_files_say_who_manages_them(host):
 CANNOT_SAY = (
     ".json",
     ".pem",
+    ".repository",
     ".http",
     ".html",
     ".env",
