@@ -164,7 +164,7 @@ def _restic(*words):
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/root",
     }
-    options = ["--cacert", "/etc/saltern/uploads.crt", "--cache-dir", "/var/cache/saltern-uploads"]
+    options = ["--cacert", "/etc/saltern/uploads.pem", "--cache-dir", "/var/cache/saltern-uploads"]
     done = subprocess.run(
         ["restic", *options, *words], capture_output=True, text=True, check=False, env=environment
     )

@@ -16,10 +16,8 @@ backup/passphrase:
 backup/s3:
   file.managed:
     - name: /etc/saltern/backup.s3
-    - contents:
-      - {{ ('AWS_ACCESS_KEY_ID=' ~ salt['sites.secret']('backup', 's3', 'key')) | json }}
-      - {{ ('AWS_SECRET_ACCESS_KEY=' ~ salt['sites.secret']('backup', 's3', 'secret')) | json }}
-      - {{ ('AWS_DEFAULT_REGION=' ~ backup.s3.region) | json }}
+    - source: salt://backup/files/s3
+    - template: jinja
     - mode: '0600'
     - makedirs: True
     - show_changes: False

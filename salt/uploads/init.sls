@@ -22,12 +22,12 @@ uploads/package:
 # By which app hosts know the server.
 uploads/certificate:
   file.managed:
-    - name: /etc/saltern/uploads.crt
+    - name: /etc/saltern/uploads.pem
     - source: salt://os/files/secret
     - template: jinja
     - context:
         path: [uploads, certificate]
-    - check_cmd: openssl x509 -noout -in
+    - check_cmd: /usr/bin/openssl x509 -noout -in
     - mode: '0644'
     - makedirs: True
 
@@ -68,7 +68,7 @@ uploads/key:
     - template: jinja
     - context:
         path: [uploads, key]
-    - check_cmd: openssl pkey -noout -in
+    - check_cmd: /usr/bin/openssl pkey -noout -in
     - mode: '0600'
     - show_changes: False
     - require:

@@ -35,7 +35,7 @@ def test_the_host_that_sends_can_delete_nothing(lab, folder):
     restic = (
         "RESTIC_REPOSITORY_FILE=/etc/saltern/uploads.repository"
         " RESTIC_PASSWORD_FILE=/etc/saltern/uploads.passphrase"
-        " restic --cacert /etc/saltern/uploads.crt --no-cache"
+        " restic --cacert /etc/saltern/uploads.pem --no-cache"
     )
     done = lab.run(APP, "sh", "-c", f"{restic} forget --prune {sent}", check=False)
     assert done.returncode, done.stdout
