@@ -9,8 +9,16 @@ import sys
 from tests.lab import farm, machine, output
 from tests.lab.commands import LabError, UsageError, stream
 
-# In the order in which they are run. The farm's come last: they take the longest.
-KINDS = ["unit", "render", "functional", "farm"]
+# What is run in one go, and how; the farm's tests come last, as they take the longest. Files that
+# share neither ports nor hosts are run side by side, by a process for each core.
+GROUPS = [
+    (["unit", "render"], ["--numprocesses", "logical", "--dist", "loadfile"]),
+    (["functional"], []),
+    (["farm"], []),
+]
+KINDS = [kind for group, _ in GROUPS for kind in group]
+# pytest's exit code where its arguments fit no test.
+NOTHING_CHOSEN = 5
 
 
 def run_tests(lab, words):
@@ -29,17 +37,25 @@ def run_tests(lab, words):
     output.open_log(farm.STATE / "test.log")
     machine.provide("virtualenv", *kinds)
     python = virtualenv(lab.checkout)
-    quick = [kind for kind in kinds if kind != "farm"]
-    code = _pytest(lab, python, quick, arguments) if quick else 0
-    if "farm" not in kinds:
-        return code
-    if code:
-        output.say(f"The farm's tests weren't run, because of what failed in {', '.join(quick)}.")
-        return code
+    codes = []
+    for group, options in GROUPS:
+        chosen = [kind for kind in group if kind in kinds]
+        if not chosen:
+            continue
+        if "farm" in chosen:
+            _bring_up(lab)
+        code = _pytest(lab, python, chosen, options + arguments)
+        if code not in (0, NOTHING_CHOSEN):
+            output.say(f"Something failed in {', '.join(chosen)}; what comes after wasn't run.")
+            return code
+        codes.append(code)
+    return min(codes)
+
+
+def _bring_up(lab):
     lab.prepare()
     if not lab.converged():
         lab.up([])
-    return _pytest(lab, python, ["farm"], arguments)
 
 
 def split(words):
