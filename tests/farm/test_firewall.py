@@ -66,7 +66,7 @@ def readers(host):
     """Port -> who should reach it, for a host of the lab."""
     found = dict(EVERYWHERE)
     for role in host.roles:
-        for port, whom in OPEN[role].items():
+        for port, whom in OPEN.get(role, {}).items():
             found[port] = found.get(port, set()) | whom
     return found
 
