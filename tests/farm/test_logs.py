@@ -8,7 +8,7 @@ import pytest
 HOST = {"Host": "newsroom.lab"}
 KEEPER = "log1"
 FOLDER = "/var/log/farm"
-# Says numbered lines with a time between them: name, how many, seconds between.
+# Says numbered lines with a time between them: name, how many at most, seconds between.
 SPEAKER = """
 import sys, syslog, time
 name, count, pause = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
@@ -119,25 +119,40 @@ def test_lines_go_on_after_a_rotation_and_are_found_in_both_files(lab):
     assert [line["text"] for line in told] == [f"before {name}", f"after {name}"]
 
 
-def down_and_back(lab, count, pause, down):
-    """Hosts speak while the log host is dead; returns how many lines of each never arrived."""
+def said(lab, host, name):
+    """The numbers of the lines that a speaker has said, by its host's own journal."""
+    done = lab.run(host, "journalctl", "--no-pager", "--output=cat", "-t", name)
+    return {int(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines()}
+
+
+def lost(lab, down):
+    """
+    Hosts speak while the log host is dead for some seconds; returns, for each, how many lines it
+    has said and how many of them never arrived.
+    """
     name = f"count{time.time_ns()}"
     speakers = ("app1", "lb1")
     for host in speakers:
-        speak(lab, host, name, count, pause)
-    time.sleep(min(5, down / 4))
+        speak(lab, host, name, 10**9, 0.01)
+    time.sleep(5)
     lab.kill(KEEPER)
     time.sleep(down)
     lab.start(KEEPER)
-    wanted = set(range(count))
-    wait_until(lambda: all(numbers(lab, h, name) == wanted for h in speakers), count * pause + 120)
-    return {host: len(wanted - numbers(lab, host, name)) for host in speakers}
+    for host in speakers:
+        lab.run(host, "systemctl", "stop", name)
+    wanted = {host: said(lab, host, name) for host in speakers}
+    wait_until(lambda: all(wanted[h] <= numbers(lab, h, name) for h in speakers), 300)
+    return {h: (len(wanted[h]), len(wanted[h] - numbers(lab, h, name))) for h in speakers}
 
 
 def test_nothing_is_lost_while_the_log_host_is_down(lab):
-    assert down_and_back(lab, count=3000, pause=0.01, down=15) == {"app1": 0, "lb1": 0}
+    for host, (lines, missing) in lost(lab, down=15).items():
+        assert lines > 100, host
+        assert missing == 0, host
 
 
 @pytest.mark.drill
 def test_nothing_is_lost_in_five_minutes(lab):
-    assert down_and_back(lab, count=40000, pause=0.01, down=300) == {"app1": 0, "lb1": 0}
+    for host, (lines, missing) in lost(lab, down=300).items():
+        assert lines > 1000, host
+        assert missing == 0, host
