@@ -118,16 +118,16 @@ def forget_log(days):
 
 def verify(general, options):
     """Restore the newest backup, start it, and compare it with a replica."""
-    began = time.monotonic()
+    began, sites = time.monotonic(), plan()["sites"]
     replica = next((host for host in answering() if not host["writes"]), None)
     place, truth = None, {}
     if replica:
         with frozen(replica) as place:
-            truth = {name: contents(name, replica) for name in plan()["sites"]}
+            truth = {name: contents(name, replica) for name in sites}
     one = newest(general)
     with scratch(general, one, gtid=place):
         restored = round(time.monotonic() - began, 1)
-        copy = {name: contents(name, None) for name in plan()["sites"]}
+        copy = {name: contents(name, None) for name in sites}
     wrong = [
         f"{name}.{table}: {copy.get(name, {}).get(table)} restored, {value} expected"
         for name, tables in truth.items()
@@ -137,7 +137,7 @@ def verify(general, options):
     if wrong:
         raise core.FailedError(f"the restored backup differs: {'; '.join(wrong[:5])}")
     tables = sum(len(t) for t in copy.values())
-    if plan()["sites"] and not tables:
+    if sites and not tables:
         raise core.FailedError("the restored backup holds no table of any site")
     return {
         "backup": one["id"],
