@@ -11,7 +11,7 @@ import time
 import pytest
 import yaml
 
-from tests.farm.rehearsal import SITE, done, queue, rehearsal, site_python, until
+from tests.farm.rehearsal import SITE, commit, done, queue, rehearsal, site_python, until
 
 __all__ = ["rehearsal"]  # a fixture
 
@@ -34,16 +34,25 @@ def changed(lab, file, change):
         lab.run("master", "umount", path)
 
 
-def apply(lab, *hosts, sls=()):
+def call(lab, host, *words, check=True):
     """
-    ``state.apply`` on hosts, at once; what fails is an error. Returns what changed, by host.
+    A function on a host. Returns its answer; its failure is an error, or, unchecked, its message.
 
-    On the hosts themselves: `salt` gives up waiting where a machine has too much to do.
+    On the host itself: `salt` gives up waiting where a machine has too much to do.
     """
+    command = ["salt-call", "--retcode-passthrough", "--out=json", *words]
+    told = lab.run(host, *command, check=False)
+    if told.returncode and (check or not told.stdout):
+        assert not check, f"{host} {' '.join(words)}: {told.stdout}{told.stderr}"
+        return told.stderr
+    return json.loads(told.stdout)["local"]
+
+
+def apply(lab, *hosts, sls=()):
+    """``state.apply`` on hosts, at once; what fails is an error. Returns what changed, by host."""
 
     def one(host):
-        told = lab.run(host, "salt-call", "--out=json", "state.apply", *sls, check=False).stdout
-        return json.loads(told)["local"]
+        return call(lab, host, "state.apply", *sls, check=False)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         applied = dict(zip(hosts, pool.map(one, hosts), strict=True))
@@ -105,9 +114,12 @@ def test_hosts_leave_and_come_without_a_failed_request_or_a_lost_task(lab, rehea
         with visitors(lab, report):
             queue(lab, "worker1", 100)
             began = time.time()
-            lab.salt("cache*", "varnish.drain", "app2")
-            lab.salt("lb*", "haproxy.drain", "app2")
-            lab.salt("worker2", "celery.drain")
+            for host in others:
+                if "accelerator" in lab.hosts[host].roles:
+                    call(lab, host, "varnish.drain", "app2")
+                if "loadbalancer" in lab.hosts[host].roles:
+                    call(lab, host, "haproxy.drain", "app2")
+            call(lab, "worker2", "celery.drain")
             apply(lab, *others)
             lab.kill("app2")
             lab.kill("worker2")
@@ -119,7 +131,7 @@ def test_hosts_leave_and_come_without_a_failed_request_or_a_lost_task(lab, rehea
 
     for host in ("app2", "worker2"):
         lab.start(host, empty=True)
-    lab.salt("app2 or worker2", "saltutil.sync_all")
+        call(lab, host, "saltutil.sync_all")
     report = {}
     with visitors(lab, report), concurrent.futures.ThreadPoolExecutor(1) as pool:
         began = time.time()
@@ -157,7 +169,7 @@ def test_redis_is_the_broker_by_one_line(lab, rehearsal):
             kill = ["systemctl", "kill", "-s", "KILL", "redis-server@broker"]
             lab.run("worker1", *kill)
             until(300, lambda: done(lab)[0] == 100)
-            told = lab.salt("worker1", "redis.stats", "broker")["worker1"]["broker"]
+            told = call(lab, "worker1", "redis.stats", "broker")["broker"]
             assert told["up"]
             beats = ["systemctl", "show", f"celery-{SITE}-beat@*", "--property=StatusText"]
             said = [lab.run(host, *beats).stdout for host in ("worker1", "worker2")]
@@ -178,7 +190,7 @@ def test_redis_is_the_broker_by_one_line(lab, rehearsal):
 
 def nodes(lab):
     """The worker hosts whose workers answer."""
-    told = lab.salt("worker1", "celery.inspect", SITE)["worker1"]
+    told = call(lab, "worker1", "celery.inspect", SITE, check=False)
     return {name.partition("@")[2] for name in told["workers"]} if isinstance(told, dict) else ()
 
 
@@ -194,7 +206,7 @@ def test_three_brokers_go_on_when_one_is_lost(lab, rehearsal):
         overrides["rabbitmq"] = {"queue_type": "quorum"}
 
     def running(host="worker1"):
-        return len(lab.salt(host, "broker.stats")[host]["nodes"])
+        return len(call(lab, host, "broker.stats")["nodes"])
 
     try:
         with changed(lab, "hosts.yaml", three), changed(lab, "overrides.yaml", quorum):
@@ -204,20 +216,60 @@ def test_three_brokers_go_on_when_one_is_lost(lab, rehearsal):
             for host in brokers:
                 assert not apply(lab, host, sls=["rabbitmq"])[host]
             # Queues of another type: made anew once they are empty.
-            lab.salt("worker*", "celery.drain")
-            lab.salt("worker1", "broker.renew", SITE)
+            for host in ("worker1", "worker2"):
+                call(lab, host, "celery.drain")
+            call(lab, "worker1", "broker.renew", SITE)
             apply(lab, "worker1", "worker2", "app1")
-            lab.salt("worker*", "celery.resume")
+            for host in ("worker1", "worker2"):
+                call(lab, host, "celery.resume")
             until(120, lambda: set(nodes(lab)) == {"worker1", "worker2"})
-            queue(lab, "worker1", 200)
+            queue(lab, "worker1", 100)
             until(60, lambda: done(lab)[0] > 5)
             lab.kill("worker2")
             before = done(lab)[0]
-            assert before < 200
-            until(300, lambda: done(lab)[0] == 200)
+            assert before < 100
+            until(300, lambda: done(lab)[0] == 100)
             lab.start("worker2", empty=True)  # it comes back without anything: a new member
-            lab.salt("worker2", "saltutil.sync_all")
+            call(lab, "worker2", "saltutil.sync_all")
             apply(lab, "worker2")
             assert running() == 3
+            call(lab, "cache1", "broker.leave")
+            assert running() == 2
     finally:
-        pass
+        for host in brokers:
+            if not lab.hosts[host].running():
+                lab.start(host)
+            wipe = "systemctl disable --now rabbitmq-server; rm -rf /var/lib/rabbitmq/mnesia"
+            lab.run(host, "sh", "-c", wipe)
+        apply(lab, "worker1")
+        apply(lab, "worker2", "app1")
+    until(120, lambda: set(nodes(lab)) == {"worker1", "worker2"})
+
+
+@pytest.mark.drill
+def test_flower_comes_reachable_inside_only_and_goes(lab):
+    unit = f"daemon-{SITE}-flower@*"
+
+    def packages(sites):
+        sites["sites"][SITE]["requirements"] = ["requirements.txt", "requirements-flower.txt"]
+
+    def flower(sites):
+        packages(sites)
+        sites["sites"][SITE]["daemons"]["flower"] = (
+            f"celery -A {SITE} flower --address=127.0.0.1 --port=5555"
+        )
+
+    def answers(host, address):
+        ask = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"http://{address}:5555/"]
+        return lab.run(host, *ask, check=False).stdout
+
+    commit(lab, "Flower")
+    with changed(lab, "sites.yaml", packages):
+        call(lab, "worker1", "deploy.ship")
+    with changed(lab, "sites.yaml", flower):
+        apply(lab, "worker1", sls=["celery"])
+        until(60, lambda: answers("worker1", "127.0.0.1") == "200")
+        assert answers("worker2", "198.18.0.41") == "000"
+    removed = apply(lab, "worker1", sls=["celery"])["worker1"]
+    assert [f"daemon-{SITE}-flower"] in [list(changes) for changes in removed.values()]
+    assert "flower" not in lab.run("worker1", "systemctl", "list-units", "--all", unit).stdout
