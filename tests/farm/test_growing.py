@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.farm.rehearsal import SITE, commit, done, queue, rehearsal, site_python, until
+from tests.lab.commands import LabError
 
 __all__ = ["rehearsal"]  # a fixture
 
@@ -178,9 +179,11 @@ def test_redis_is_the_broker_by_one_line(lab, rehearsal):
                 "Stands by",
             ]
             code = (
-                "from newsroom.celery import app; app.connection().default_channel.client.get('a')"
+                "import django; django.setup(); from newsroom.celery import app\n"
+                "app.connection().default_channel.client.get('other')"
             )
-            assert "NOPERM" in site_python(lab, "worker1", f"import django; django.setup()\n{code}")
+            with pytest.raises(LabError, match="NoPermissionError"):
+                site_python(lab, "worker1", code)
     finally:
         for host in ("worker1", "worker2", "app1"):
             apply(lab, host)
