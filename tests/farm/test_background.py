@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.farm.rehearsal import SITE, commit, done, queue, rehearsal, site_python, sql, until
+from tests.farm.rehearsal import SITE, commit, done, queue, rehearsal, site_python, until
 
 __all__ = ["rehearsal"]  # a fixture
 CLIENT = pathlib.Path(__file__).with_name("cache_client.py").read_text()
@@ -116,27 +116,6 @@ def test_tasks_are_done_and_seen(lab, rehearsal):
     assert set(lab.salt("worker1", "broker.stats")["worker1"]["queues"][SITE]) == {"high", "low"}
 
 
-def test_a_daemon_runs_on_every_worker_host(lab):
-    code = (
-        "import django; django.setup()\n"
-        "from datetime import timedelta\n"
-        "from django.utils import timezone\n"
-        "from articles.models import Article, Author, Section\n"
-        "one = Article.objects.create(title='Seen by a daemon', section=Section.objects.first(),"
-        " author=Author.objects.first(), slug=f'seen-{timezone.now().timestamp():.0f}',"
-        " published=timezone.now() + timedelta(seconds=5))\n"
-        "print(one.pk)"
-    )
-    began = lab.run("worker1", "date", "+%s").stdout.strip()
-    number = int(site_python(lab, "worker1", code).split()[-1])
-    try:
-        for host in WORKERS:
-            log = ["journalctl", "-q", "-u", f"daemon-{SITE}-*", "-o", "cat", f"--since=@{began}"]
-            until(60, lambda: "Published: Seen by a daemon" in lab.run(host, *log).stdout)  # noqa: B023 - used at once
-    finally:
-        sql(lab, f"DELETE FROM articles_article WHERE id = {number}")
-
-
 def test_a_failed_task_is_seen(lab):
     def failed():
         told = lab.salt("worker*", "celery.inspect", SITE)
@@ -192,14 +171,14 @@ def test_a_drained_host_takes_no_tasks_until_it_is_resumed(lab):
 
     try:
         stopped = lab.salt("worker2", "celery.drain")["worker2"]["stopped"]
-        assert len(stopped) == 4
+        assert len(stopped) == 3
         assert nodes() == {"worker1"}
         applied = lab.salt("worker2", "state.apply", "celery")["worker2"].values()
         assert all(state["result"] for state in applied)
         assert nodes() == {"worker1"}
     finally:
         resumed = lab.salt("worker2", "celery.resume")["worker2"]
-    assert len(resumed[SITE]["started"]) == 4
+    assert len(resumed[SITE]["started"]) == 3
     assert nodes() == {"worker1", "worker2"}
 
 
