@@ -25,7 +25,7 @@ _LIVE = ("active", "activating", "reloading")
 def left_over():
     """
     Units that this host has from what sites.yaml no longer says: a queue or daemon that was taken
-    out, a removed site, a host that lost the role ``worker``.
+    out, a removed site.
 
     Returns a sorted list of names, without releases.
 

@@ -35,10 +35,12 @@ def users(purpose):
     """
     broker = purpose == "broker"
     password = __salt__["sites.broker_password" if broker else "sites.redis_password"]
-    more = " +info +keys" if broker else ""
     found = [_user("operator", operator_password(), "~* &* +@all")]
     for site in __salt__["sites.list"]():
-        rules = f"~{site}:* &{site}:* +@all -@admin -@dangerous{more}"
+        rules = f"~{site}:* &{site}:* +@all -@admin -@dangerous"
+        if broker:
+            # Who subscribes by a pattern, as Celery does, needs a rule with that very pattern.
+            rules += f" &{site}:/0.celery.pidbox +info +keys"
         found.append(_user(site, password(site), rules))
     return found
 

@@ -40,6 +40,9 @@ def made_by_one(key, make, seconds):
     seconds
         How long it is fresh. Within STALE seconds after that it is handed out while one makes it;
         later, or in an empty cache, everybody makes it.
+
+    There are libraries: dogpile.cache brings backends of its own beside Django's, django-cacheback
+    makes values in a background task. These few lines need neither.
     """
     entry = cache.get(key)
     making = f"{key}:making"
