@@ -1,8 +1,5 @@
 """
-Accounts of operators: who has one on this host, who has to go.
-
-Operators stand in ``operators.yaml`` of an environment; ``salt/accounts/operator.yaml`` describes
-what one may say of them.
+Accounts on this host: who has to go, and how.
 """
 
 import contextlib
@@ -20,47 +17,9 @@ from salt.exceptions import CommandExecutionError
 
 GROUP = "operators"
 KEYS = pathlib.Path("/etc/ssh/authorized_keys.d")
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 _CRONTABS = pathlib.Path("/var/spool/cron/crontabs")
 # Below it accounts belong to the system.
 _FIRST_PERSON = 1000
-
-
-def operators():
-    """
-    The operators that have an account on this host.
-
-    Returns a dictionary from name to the keys of ``salt/accounts/operator.yaml``. Raises
-    ``CommandExecutionError`` with every error of ``operators.yaml``.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' accounts.operators
-    """
-    roles = set(__salt__["inventory.roles"]())
-    return {
-        name: operator
-        for name, operator in _listed().items()
-        if operator["state"] == "present"
-        and (not operator["roles"] or roles & set(operator["roles"]))
-    }
-
-
-def way_in():
-    """
-    The operators that can log in to this host and become root on it.
-
-    Returns a list of names. Where it is empty, what lets somebody in now should be left alone.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' accounts.way_in
-    """
-    return [name for name, who in operators().items() if who["keys"] and who["sudo"]]
 
 
 def leavers():
@@ -75,7 +34,7 @@ def leavers():
 
         salt '*' accounts.leavers
     """
-    listed, mine = _listed(), operators()
+    listed, mine = __salt__["accounts.listed"](), __salt__["accounts.operators"]()
     absent = {n: True for n, who in listed.items() if who["state"] == "absent" and _uid(n)}
     with contextlib.suppress(KeyError):
         members = grp.getgrnam(GROUP).gr_mem
@@ -124,35 +83,6 @@ def _dispose(home, purge):
     _run("chown", "--recursive", "--no-dereference", "root:root", str(home))
     home.chmod(0o700)
     return "given to root"
-
-
-def _listed():
-    """All operators of this environment, checked."""
-    given = __pillar__.get("operators") or {}
-    where = f"pillar/environments/{__pillar__.get('environment')}/operators.yaml: operators."
-    if not isinstance(given, dict):
-        raise CommandExecutionError(f"{where.rstrip('.')} should be a mapping.")
-    cached = __salt__["cp.cache_file"]("salt://accounts/operator.yaml")
-    text = pathlib.Path(cached).read_text(encoding="utf-8")
-    schema = __salt__["schema.read"](text, "salt/accounts/operator.yaml")
-    found, errors = {}, []
-    for name, told in given.items():
-        errors += _wrong_name(str(name), where)
-        values, wrong = schema.check({} if told is None else told, f"{where}{name}.")
-        errors += wrong
-        found[str(name)] = {**schema.defaults(), **values}
-    if errors:
-        raise CommandExecutionError("\n".join(errors))
-    return found
-
-
-def _wrong_name(name, where):
-    if not _NAME.fullmatch(name):
-        return [f"{where}{name} isn't a name for an account: lower-case letters, digits, - and _."]
-    uid = _uid(name)
-    if uid is not None and uid < _FIRST_PERSON:
-        return [f"{where}{name} is an account of the system's own: choose another name."]
-    return []
 
 
 def _uid(name):

@@ -94,6 +94,24 @@ def site(name):
     return _nested(host.sites[name])
 
 
+def source(path):
+    """
+    A file of the state tree, as it was delivered to this host.
+
+    path
+        Where it is below ``salt/``.
+
+    Returns its text. Raises ``CommandExecutionError`` if there is no such file.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app1' settings.source accounts/operator.yaml
+    """
+    return _text(_delivered([path]), path)
+
+
 def explain(service, key=None, fresh=True):
     """
     Where each setting of a service comes from, and the arithmetic of what is computed.
@@ -402,9 +420,12 @@ def _hardware():
 def _files(services):
     """Where the files of services, and of sites, are on this host: source -> path, or nothing."""
     sources = [f"{name}/{file}" for name in services for file in ("defaults.yaml", "os.yaml")]
-    sources.append(_SITE_SCHEMA)
+    return _delivered([*sources, _SITE_SCHEMA])
+
+
+def _delivered(sources):
+    """All at once: each call of `cp` may make a file client of its own, which takes 50 ms."""
     urls = [f"salt://{source}" for source in sources]
-    # All at once: each call of `cp` may make a file client of its own, which takes 50 ms.
     client = _ssh_client()
     cached = client.cache_files(urls) if client else __salt__["cp.cache_files"](urls)
     return dict(zip(sources, cached, strict=True))

@@ -5,32 +5,31 @@ Accounts that are no more.
 from salt.exceptions import CommandExecutionError
 
 
-def absent(name, purge=False):
+def cleaned(name):
     """
-    An account, its keys, its cron jobs and its running processes are gone.
+    Whoever is no operator any more has no account: no keys, no cron jobs, no running processes.
 
     name
-        The account.
-
-    purge
-        Its home goes too; else root gets it.
+        Nothing but the state's name.
 
     .. code-block:: yaml
 
-        accounts/ada/gone:
-          accounts.absent:
-            - name: ada
+        accounts/cleaned:
+          accounts.cleaned: []
     """
-    ret = {"name": name, "result": True, "changes": {}, "comment": f"{name} has no account."}
-    if not __salt__["user.info"](name):
+    ret = {"name": name, "result": True, "changes": {}, "comment": "Nobody has to go."}
+    leavers = __salt__["accounts.leavers"]()
+    if not leavers:
         return ret
+    names = ", ".join(leavers)
     if __opts__["test"]:
-        ret.update(result=None, comment=f"The account {name} would be removed.")
-        ret["changes"] = {name: "removed"}
+        ret.update(result=None, comment=f"Accounts would be removed: {names}.")
+        ret["changes"] = dict.fromkeys(leavers, "removed")
         return ret
+    ret["comment"] = f"Accounts were removed: {names}."
     try:
-        ret["changes"] = {name: __salt__["accounts.remove"](name, purge)}
-        ret["comment"] = f"The account {name} was removed."
+        for leaver, purge in leavers.items():
+            ret["changes"][leaver] = __salt__["accounts.remove"](leaver, purge)
     except CommandExecutionError as error:
         ret.update(result=False, comment=str(error))
     return ret

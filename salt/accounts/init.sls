@@ -55,15 +55,12 @@ accounts/sudoers:
     - check_cmd: visudo -cf
     - require:
       - pkg: accounts/sudo
-{% for name, purge in salt['accounts.leavers']().items() %}
-accounts/{{ name }}/gone:
-  accounts.absent:
-    - name: {{ name }}
-    - purge: {{ purge }}
+
+accounts/cleaned:
+  accounts.cleaned:
     - require:
       - file: accounts/sudoers
-{% endfor %}
-{%- if accounts.lock_root and salt['accounts.way_in']() %}
+{% if accounts.lock_root and salt['accounts.way_in']() %}
 accounts/root:
   user.present:
     - name: root

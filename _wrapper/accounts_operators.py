@@ -1,0 +1,1 @@
+../_modules/accounts_operators.py
