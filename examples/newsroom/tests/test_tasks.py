@@ -82,6 +82,8 @@ class WatchTests(TestCase):
         with self.assertNoLogs("articles.management.commands.watch_published"):
             look(until)
 
+
+class WatchingTests(TransactionTestCase):
     def test_it_ends_when_it_is_told_to(self):
         self.addCleanup(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         terminate = threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGTERM])

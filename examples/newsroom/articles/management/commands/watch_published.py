@@ -26,13 +26,13 @@ class Command(BaseCommand):
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         since = timezone.now()
         while not stop.wait(every):
+            # As at the end of a request: a connection that broke is made anew.
+            close_old_connections()
             since = look(since)
 
 
 def look(since):
     """Tell what was published after `since`. Returns until when that was."""
-    # As at the end of a request: a connection that broke is made anew.
-    close_old_connections()
     now = timezone.now()
     out = list(Article.objects.filter(published__gt=since, published__lte=now))
     for article in out:
