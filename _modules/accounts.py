@@ -104,6 +104,8 @@ def _end_sessions(name, uid, seconds=10):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.1)
+    # systemd's manager for the account was killed as well, and would count as failed.
+    _run("systemctl", "reset-failed", f"user@{uid}.service", check=False)
     return len(ended)
 
 

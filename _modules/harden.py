@@ -223,8 +223,13 @@ def _usable(word):
 
 
 def _walk(folder):
-    """Every file and folder below one, with its status; links aren't followed."""
+    """
+    Every file and folder that anybody can get to below one, with its status; links aren't followed.
+    """
     for where, folders, files in os.walk(folder):
+        if not os.stat(where).st_mode & stat.S_IXOTH:
+            folders.clear()
+            continue
         for name in folders + files:
             path = os.path.join(where, name)
             status = os.lstat(path)

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import pathlib
 import subprocess
-import urllib.parse
 
 import pytest
 
@@ -58,21 +57,9 @@ class LabUnderTest:
         command = network.on_hub(self.lab.name, [str(word) for word in command])
         return subprocess.run(command, capture_output=True, check=False, **options)
 
-    def asking(self, url, command):
-        """
-        A command that asks for a URL, as one who may: a client on the farm's network, but the
-        balancer lb1 for what lies behind the balancers.
-        """
-        command = [str(word) for word in command]
-        behind = {"accelerator", "app"}
-        asked = urllib.parse.urlsplit(url).hostname
-        if any(behind & set(h.roles) for h in self.hosts.values() if asked in (h.name, h.address)):
-            return network.on_host(self.lab.name, "lb1", command)
-        return network.on_hub(self.lab.name, command)
-
     def get(self, url, headers=None, method="GET", data=None, timeout=30):
         """
-        Ask for a URL as one who may (:meth:`asking`); redirections aren't followed.
+        Ask for a URL as one who may (``Lab.asking``); redirections aren't followed.
 
         Returns an :class:`Answer`. Raises ``ConnectionError`` if there is none within ``timeout``
         seconds.
@@ -87,7 +74,7 @@ class LabUnderTest:
             "curl", "-sS", "--include", "--http1.1", "--noproxy", "*",
             "--max-time", timeout, "-w", form, *given, url,
         ]  # fmt: skip
-        done = subprocess.run(self.asking(url, command), capture_output=True, check=False)
+        done = subprocess.run(self.lab.asking(url, command), capture_output=True, check=False)
         if done.returncode:
             raise ConnectionError(f"{url}: {done.stderr.decode().strip()}")
         said, _, facts = done.stdout.rpartition(b"\n")

@@ -105,7 +105,7 @@ def test_a_run_in_test_mode_shows_no_secret(lab):
     try:
         told = str(lab.salt("app1", "state.apply", "django", "test=True")["app1"])
     finally:
-        lab.run("app1", "sh", "-c", "cd /srv/sites/newsroom/shared; mv .kept .env")
+        lab.run("app1", "sh", "-c", "cd /srv/sites/newsroom/shared; mv .env.kept .env")
     assert "show_changes=False" in told
     for file in table():
         for secret in secrets_of(file):

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.parse
 
 from tests.lab import cgroups, image, machine, network, output, package_cache, salt, sources
 from tests.lab.commands import LabError, UsageError, remove, run
@@ -83,6 +84,18 @@ class Lab:
     def running(self):
         """The hosts that are on."""
         return [host for host in self.hosts.values() if host.running()]
+
+    def asking(self, url, command):
+        """
+        A command that asks for a URL, as one who may: a client on the farm's network, but the
+        balancer lb1 for what lies behind the balancers.
+        """
+        command = [str(word) for word in command]
+        behind = {"accelerator", "app"}
+        asked = urllib.parse.urlsplit(url).hostname
+        if any(behind & set(h.roles) for h in self.hosts.values() if asked in (h.name, h.address)):
+            return network.on_host(self.name, "lb1", command)
+        return network.on_hub(self.name, command)
 
     def need_running(self):
         """Refuse to go on where there is no lab."""
