@@ -1,10 +1,5 @@
 """Settings and tuning on real hosts, each in a memory group of its own."""
 
-import pytest
-
-# Run by name until the whole has been seen green on a farm.
-pytestmark = pytest.mark.drill
-
 
 def test_settings_of_every_host_are_sound(lab):
     found = lab.salt("*", "settings.check")

@@ -97,8 +97,8 @@ def wait_for_minions(lab, hosts):
     deadline = time.monotonic() + MINIONS_TIMEOUT
     with output.step("waiting for the minions", len(names)) as step:
         while True:
-            answers = call(lab, ",".join(names), "test.ping", options=["-L", "-t", "5"])
-            silent = [name for name in names if answers.get(name) is not True]
+            up = answering(lab, names)
+            silent = [name for name in names if name not in up]
             step.done = len(names) - len(silent)
             if not silent:
                 return
@@ -108,6 +108,23 @@ def wait_for_minions(lab, hosts):
                     f"Look with ./lab run {silent[0]} journalctl -u salt-minion"
                 )
             time.sleep(0.5)
+
+
+def answering(lab, names):
+    """
+    Which of these minions answer the master now.
+
+    `salt` would wait for those that don't as long as the master's configuration says: a minute.
+    """
+    patience = ["timeout=3", "gather_job_timeout=3"]
+    command = ["salt-run", "--out=json", "manage.up", f"tgt={','.join(names)}", "tgt_type=list"]
+    done = lab.hosts["master"].run(*command, *patience, check=False)
+    output.log(done.stderr)
+    try:
+        return json.loads(done.stdout)
+    except ValueError:
+        output.log(done.stdout)
+        return []
 
 
 def publish_example(lab):
