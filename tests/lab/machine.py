@@ -25,10 +25,11 @@ PACKAGES = {
     ],
     # The tests' virtualenv; the compiler is for timelib, which has no wheel.
     "virtualenv": ["gcc", "libc6-dev", "python3-dev", "python3-venv"],
-    # The example site meets real caches.
-    "unit": ["git", "memcached", "openssl", "redis-server"],
+    # The example site meets real caches, secrets a real GPG.
+    "unit": ["git", "gnupg", "memcached", "openssl", "redis-server"],
     # The daemons whose own check decides whether a rendered configuration is right.
     "render": [
+        "gnupg",
         "haproxy",
         "keepalived",
         "libnginx-mod-http-brotli-static",
