@@ -79,7 +79,7 @@ class Bench:
         source, target = "salt://postgres/files/saltern.conf", f"{FOLDER}/ours"
         self.run(
             f"systemctl stop pgbouncer postgresql@{self.version}-main;"
-            f"pg_dropcluster {self.version} {NAME} --stop 2>/dev/null || true;"
+            f"{self.drop()};"
             f"rm -rf {FOLDER}; mkdir {FOLDER};"
             f"pg_createcluster {self.version} {NAME} -p {PORT} -- --data-checksums"
         )
@@ -88,10 +88,13 @@ class Bench:
         self.run(f"sed -Ei '/{drop}/d' {target}; echo \"archive_command = 'true'\" >>{target}")
         print(self.run(f"grep -vE '^(#|$)' {target}"))
 
+    def drop(self):
+        """The command that removes the scratch cluster, if there is one."""
+        there = f"pg_lsclusters --no-header | grep -qE '^{self.version} +{NAME} '"
+        return f"if {there}; then pg_dropcluster {self.version} {NAME} --stop; fi"
+
     def tear_down(self):
-        self.run(
-            f"pg_dropcluster {self.version} {NAME} --stop 2>/dev/null || true; rm -rf {FOLDER}"
-        )
+        self.run(f"{self.drop()}; rm -rf {FOLDER}")
         self.limit(self.host.memory)
         self.run(f"systemctl start postgresql@{self.version}-main pgbouncer")
 

@@ -4,7 +4,8 @@ import concurrent.futures
 import contextlib
 import json
 import pathlib
-import time
+
+from tests.farm.waiting import until
 
 CLIENT = pathlib.Path(__file__).with_name("database_client.py").read_text()
 SITE, APP, BACKUP = "newsroom", "app1", "backup1"
@@ -24,15 +25,6 @@ def call(lab, host, function, *arguments):
 
 def status(lab, host):
     return call(lab, host, "database.status")
-
-
-def until(seconds, check, every=1.0):
-    """What `check` returns as soon as it is true; fails after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not (found := check()):
-        assert time.monotonic() < deadline, f"not within {seconds} s; the last answer: {found!r}"
-        time.sleep(every)
-    return found
 
 
 def role(lab, host):

@@ -2,7 +2,6 @@
 
 import datetime
 import pathlib
-import time
 
 import pytest
 
@@ -10,15 +9,6 @@ SITE = "newsroom"
 DATABASE = "db1"
 # What the drills' tasks write; nothing else of the site is that old.
 FIRST_DAY = datetime.date(1990, 1, 1)
-
-
-def until(seconds, check, every=1.0):
-    """What `check` returns as soon as it is true; fails after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not (found := check()):
-        assert time.monotonic() < deadline, f"not within {seconds} s; the last answer: {found!r}"
-        time.sleep(every)
-    return found
 
 
 def site_python(lab, host, code):

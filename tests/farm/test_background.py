@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from tests.farm.rehearsal import SITE, commit, done, queue, rehearsal, site_python, until
+from tests.farm.rehearsal import SITE, commit, done, queue, rehearsal, site_python
+from tests.farm.waiting import until
 
 __all__ = ["rehearsal"]  # a fixture
 CLIENT = pathlib.Path(__file__).with_name("cache_client.py").read_text()

@@ -20,9 +20,9 @@ from tests.farm.database_farm import (
     psql,
     role,
     status,
-    until,
     writing,
 )
+from tests.farm.waiting import until
 from tests.lab.commands import LabError
 
 pytestmark = pytest.mark.drill

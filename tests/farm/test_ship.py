@@ -8,6 +8,7 @@ import pytest
 
 from tests.farm import releases
 from tests.farm.visitors import visitors
+from tests.farm.waiting import until
 
 SITE = "newsroom"
 ROOT = f"/srv/sites/{SITE}"
@@ -71,15 +72,6 @@ def answering(lab):
         url = f"http://{lab.hosts[host].address}:8080/"
         answer = lab.get(url, headers={"Host": "newsroom.lab"})
         found[host] = answer.headers["x-release"] if answer.status == 200 else answer.status
-    return found
-
-
-def until(seconds, question):
-    """Wait for a question to be answered with something true; what it was."""
-    deadline = time.monotonic() + seconds
-    while not (found := question()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.2)
     return found
 
 
