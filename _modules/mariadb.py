@@ -275,7 +275,7 @@ def fence(wait=60):
     )
     execute("SHUTDOWN WAIT FOR ALL SLAVES")
     deadline = time.monotonic() + wait
-    while __salt__["service.status"](UNIT):
+    while __salt__["service.show"](UNIT)["ActiveState"] not in ("inactive", "failed"):
         if time.monotonic() > deadline:
             raise CommandExecutionError(
                 f"Not all replicas took the rest of the log within {wait} s. The server takes no "
