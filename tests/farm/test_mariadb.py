@@ -182,7 +182,7 @@ def test_no_empty_primary_is_put_beside_a_replica_with_data(maria):
 
 
 def moved(lab, host):
-    """What an operator does after a promotion: the pillar names the host, and the sites are told."""
+    """What an operator does after a promotion: the pillar names the host, the sites are told."""
     lab.change(overrides={"mariadb": {"primary": host}})
     for one, services in ((host, "mariadb"), (APP, "django,uwsgi"), (BACKUP, "backup")):
         failed, _changed = apply(lab, one, services)
