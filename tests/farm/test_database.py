@@ -139,6 +139,15 @@ def test_what_takes_the_time_is_told_and_reported(lab):
         lab.run(primary, "rm", page)
 
 
+def test_backups_are_made_and_tried_by_timers(lab):
+    shown = lab.run(BACKUP, "systemctl", "list-timers", "--no-legend", "--no-pager").stdout
+    timers = {word for word in shown.split() if word.startswith("saltern-backup@")}
+    kinds = ("full", "diff", "dump", "seal", "uploads", "verify", "anonymise")
+    assert {f"saltern-backup@{kind}.timer" for kind in kinds} <= timers
+    when = lab.run(BACKUP, "systemctl", "cat", "saltern-backup@verify.timer").stdout
+    assert "OnCalendar=Sun " in when
+
+
 def test_backups_are_kept_for_two_weeks_at_least(lab):
     less = "pillar={'overrides': {'backup': {'keep_days': 13}}}"
     told = " ".join(call(lab, BACKUP, "state.apply", "backup", less, "test=True"))

@@ -128,6 +128,23 @@ def test_a_dump_blocks_neither_the_site_nor_a_migration(lab, hosts):
     caught_up(lab, replica)
 
 
+def test_a_primary_that_may_still_take_writes_stops_a_promotion(lab, hosts):
+    primary, replica = hosts
+    lab.cut(primary)
+    try:
+        promote = ["salt-run", "--out=json", "database.promote", replica]
+        done = lab.run("master", *promote, check=False)
+    finally:
+        lab.mend(primary)
+    assert done.returncode == 1, done.stdout
+    told = json.loads(done.stdout)["error"]
+    assert f"{primary} may still take writes" in told
+    assert "fenced=True" in told
+    lab.wait_for_minion(primary)
+    caught_up(lab, replica)
+    assert primary_and_replica(lab) == [primary, replica]
+
+
 def test_the_whole_cluster_goes_back_to_a_second(lab, hosts):
     primary, replica = hosts
     if not call(lab, BACKUP, "backup.list")["backups"]:
@@ -163,11 +180,15 @@ def test_who_empties_the_repository_from_a_database_host_takes_nothing_that_was_
     # As the account that the database hosts' requests are done by, which may do most harm.
     empty = "rm -rf /var/lib/pgbackrest/backup /var/lib/pgbackrest/archive"
     lab.run(BACKUP, "runuser", "-u", "postgres", "--", "sh", "-c", empty, check=False)
-    assert isinstance(call(lab, BACKUP, "backup.verify"), str), "nothing was emptied"
-    inside = "ls /var/lib/saltern/backup/sealed"
-    assert lab.run(
-        BACKUP, "runuser", "-u", "postgres", "--", "sh", "-c", inside, check=False
-    ).stderr
+    verify = ["systemctl", "start", "saltern-backup@verify"]
+    assert lab.run(BACKUP, *verify, check=False).returncode, "nothing was emptied"
+    # It is said loudly: a failed unit, an alert in the log, a warning in each state.apply.
+    failed = lab.run(BACKUP, "systemctl", "--failed", "--plain", "--no-legend").stdout
+    assert "saltern-backup@verify" in failed
+    alerts = ["journalctl", "-p", "alert", "--since=-10min", "--output=cat", "--no-pager"]
+    assert "saltern-backup verify FAILED" in lab.run(BACKUP, *alerts).stdout
+    inside = ["runuser", "-u", "postgres", "--", "ls", "/var/lib/saltern/backup/sealed"]
+    assert lab.run(BACKUP, *inside, check=False).returncode
     # As docs/backup.md says it.
     restore = """
         set -eu
@@ -176,7 +197,10 @@ def test_who_empties_the_repository_from_a_database_host_takes_nothing_that_was_
         chown -R postgres: /var/lib/pgbackrest/backup /var/lib/pgbackrest/archive
     """
     lab.run(BACKUP, "sh", "-c", restore)
-    verified = call(lab, BACKUP, "backup.verify")
-    assert verified["ok"], verified
-    assert verified["backup"] == made["label"]
+    applied = call(lab, BACKUP, "state.apply", "backup")
+    (settled,) = [one for key, one in applied.items() if "backup/settled" in key]
+    assert "verify failed" in " ".join(settled["warnings"])
+    lab.run(BACKUP, *verify)
+    verified = call(lab, BACKUP, "backup.list")["results"]["verify"]
+    assert (verified["ok"], verified["backup"]) == (True, made["label"]), verified
     assert call(lab, BACKUP, "backup.run", "diff")["ok"]
