@@ -96,7 +96,8 @@ def receiving(folder):
 
 @pytest.fixture
 def general(tmp_path):
-    return {"dumps": str(tmp_path / "repository"), "keep_days": 14, "s3": None}
+    repository = str(tmp_path / "repository")
+    return {"databases": [{"id": "db1"}], "dumps": repository, "keep_days": 14, "s3": None}
 
 
 @pytest.fixture
