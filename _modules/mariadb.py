@@ -247,15 +247,15 @@ def follow(address, wait=60):
 
 def fence(wait=60):
     """
-    Stop this host's server for good, once its replicas have all that it acknowledged: one of them
-    is to take over. It doesn't start again, not even after a reboot, until it is a replica.
+    Stop this host's server for good, once a replica has all that it acknowledged: that one is to
+    take over. It doesn't start again, not even after a reboot, until it is a replica.
 
     wait
         Seconds that the replicas get.
 
     Returns ``gtid``, the end of what was written here, for :func:`promote`. Raises
-    ``CommandExecutionError`` if this server takes no writes, or a replica didn't take the rest in
-    time; then the server still runs and takes none.
+    ``CommandExecutionError`` if this server takes no writes, or no replica has all of them in time;
+    then it takes writes as before.
 
     CLI Example:
 
@@ -268,20 +268,17 @@ def fence(wait=60):
         raise CommandExecutionError(f"{__opts__['id']} takes no writes: {state}.")
     # Waits for the commits that are under way; from here on nothing is acknowledged.
     execute("SET GLOBAL read_only = 1")
-    place = query("SELECT @@gtid_binlog_pos AS gtid")[0]["gtid"]
+    try:
+        place = query("SELECT @@gtid_binlog_pos AS gtid")[0]["gtid"]
+        _wait_for_a_replica(place, wait)
+    except CommandExecutionError:
+        execute("SET GLOBAL read_only = 0")
+        raise
     FENCE.parent.mkdir(parents=True, exist_ok=True)
     FENCE.write_text(
         f"{time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())}: another host takes the writes\n"
     )
-    execute("SHUTDOWN WAIT FOR ALL SLAVES")
-    deadline = time.monotonic() + wait
-    while __salt__["service.show"](UNIT)["ActiveState"] not in ("inactive", "failed"):
-        if time.monotonic() > deadline:
-            raise CommandExecutionError(
-                f"Not all replicas took the rest of the log within {wait} s. The server takes no "
-                f"writes. To stop it without them: salt {__opts__['id']} service.stop {UNIT}"
-            )
-        time.sleep(0.2)
+    _systemctl("stop")
     return {"fenced": FENCE.read_text().strip(), "gtid": place}
 
 
@@ -522,6 +519,22 @@ def _asked(peer):
     except CommandExecutionError as error:
         return {**peer, "answers": False, "reason": str(error)}
     return {**peer, "answers": True, "writes": facts["ro"] == "0", "gtid": facts["gtid"]}
+
+
+def _wait_for_a_replica(place, seconds):
+    """Wait until one of the others has all up to a place in the log, which has a part a domain."""
+    deadline = time.monotonic() + seconds
+    while True:
+        asked = peers()
+        if any(set(place.split(",")) <= set(p.get("gtid", "").split(",")) for p in asked):
+            return
+        if time.monotonic() > deadline:
+            told = "; ".join(f"{p['id']}: {p.get('gtid') or p.get('reason')}" for p in asked)
+            raise CommandExecutionError(
+                f"No replica came to {place} within {seconds} s ({told or 'there is none'}). This "
+                "server takes the writes as before."
+            )
+        time.sleep(0.2)
 
 
 def _fetch(new, copy):
