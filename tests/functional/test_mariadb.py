@@ -151,7 +151,7 @@ def test_a_fenced_primary_leaves_nothing_behind(monkeypatch, tmp_path):
         )  # fmt: skip
         # The statement after an acknowledged one tells its number: -f goes on after errors.
         feed = "".join(f"INSERT INTO paper.post VALUES ({n}); SELECT row_count(), {n};\n"
-                       for n in range(20000))  # fmt: skip
+                       for n in range(60000))  # fmt: skip
         threading.Thread(target=fed, args=(writer, feed), daemon=True).start()
         wait_for(lambda: sql("SELECT count(*) > 200 FROM paper.post") == "1", what="writes")
         writes = [{"id": "m1", "answers": True, "writes": True}]
