@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """
-What the edge carries: one page from memory, by each part of the road, with wrk.
+What the edge carries: one page from memory, packed as browsers ask for it, by each part of the
+road, with wrk.
 
     sudo python3 tests/bench/edge.py [--name NAME] [--seconds 10]
 
@@ -54,7 +55,8 @@ def wrk(lab, base, connections, seconds, rate=None):
     # Accelerators let none but balancers in.
     place = f"saltern-{lab}-lb1" if base == VARNISH else f"saltern-{lab}"
     command = ["ip", "netns", "exec", place, "wrk", "-t2", f"-c{connections}",
-               f"-d{seconds}s", "--latency", "--timeout", "10s", "-H", f"Host: {HOST}"]  # fmt: skip
+               f"-d{seconds}s", "--latency", "--timeout", "10s", "-H", f"Host: {HOST}",
+               "-H", "Accept-Encoding: gzip"]  # fmt: skip
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         if rate:
             longest = round(2000 * connections / rate)
