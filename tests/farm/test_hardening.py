@@ -1,6 +1,5 @@
 """Hosts as one who wants to get in finds them: SSH, accounts, sandboxes, the kernel, the audit."""
 
-import json
 import re
 import subprocess
 import time
@@ -37,14 +36,6 @@ def operator(tmp_path):
     return {"operators": {"grace": {"keys": [public]}}}, command
 
 
-def applied(lab, host, states, pillar=None, fails=False):
-    """Run some states on a host; returns what Salt printed."""
-    given = [f"pillar={json.dumps(pillar)}"] if pillar else []
-    done = lab.run("master", "salt", host, "state.apply", states, *given, "-t", "120", check=False)
-    assert bool(done.returncode) is fails, done.stdout
-    return done.stdout
-
-
 def greeting(lab, address, port):
     """What a port says first to a client on the network; nothing if it can't be reached."""
     said = lab.on_hub("timeout", "5", "bash", "-c", f"head -c 7 </dev/tcp/{address}/{port}")
@@ -53,7 +44,7 @@ def greeting(lab, address, port):
 
 def test_an_operator_logs_in_by_key_becomes_root_and_leaves_for_good(lab, operator):
     pillar, command = operator
-    applied(lab, HOST, "accounts,ssh", pillar)
+    lab.apply(HOST, "accounts,ssh", pillar)
     assert lab.on_hub(*command("grace", "sudo", "-n", "id", "-u")).stdout == b"0\n"
     assert b"publickey" in lab.on_hub(*command("root", "true")).stderr
     assert b"publickey" in lab.on_hub(*command("ada", "true")).stderr  # it isn't her key
@@ -70,7 +61,7 @@ def test_an_operator_logs_in_by_key_becomes_root_and_leaves_for_good(lab, operat
             assert time.monotonic() < deadline, "the session never began"
             time.sleep(0.2)
         assert lab.salt(HOST, "accounts.leavers") == {HOST: {"grace": False}}
-        applied(lab, HOST, "accounts,ssh")
+        lab.apply(HOST, "accounts,ssh")
         assert session.wait(30) != 0
     finally:
         session.kill()
@@ -86,7 +77,7 @@ def test_an_operator_logs_in_by_key_becomes_root_and_leaves_for_good(lab, operat
 
 def test_an_operator_may_not_take_the_name_of_an_account_of_the_system(lab):
     bad = {"operators": {"haproxy": {"keys": []}, "Ada Lovelace": {}}}
-    said = applied(lab, HOST, "accounts", bad, fails=True)
+    said = lab.apply(HOST, "accounts", bad, fails=True)
     assert "operators.haproxy is an account of the system's own: choose another name." in said
     assert "operators.Ada Lovelace isn't a name for an account" in said
 
@@ -101,18 +92,18 @@ def test_ssh_that_would_not_answer_stays_as_it_was(lab):
     """The port that is asked for belongs to the accelerator."""
     before = lab.run("cache2", "cat", "/etc/ssh/sshd_config").stdout
     taken = {"overrides": {"ssh": {"port": 6081}}}
-    said = applied(lab, "cache2", "ssh", taken, fails=True)
+    said = lab.apply("cache2", "ssh", taken, fails=True)
     assert "sshd doesn't answer on port 6081" in said
     assert lab.run("cache2", "cat", "/etc/ssh/sshd_config").stdout == before
     assert greeting(lab, lab.hosts["cache2"].address, 22) == "SSH-2.0"
-    applied(lab, "cache2", "ssh")
+    lab.apply("cache2", "ssh")
 
 
 def test_ssh_moves_to_another_port_and_back(lab):
-    applied(lab, HOST, "ssh,firewall", {"overrides": {"ssh": {"port": 2222}}})
+    lab.apply(HOST, "ssh,firewall", {"overrides": {"ssh": {"port": 2222}}})
     assert greeting(lab, ADDRESS, 2222) == "SSH-2.0"
     assert greeting(lab, ADDRESS, 22) == ""
-    applied(lab, HOST, "ssh,firewall")
+    lab.apply(HOST, "ssh,firewall")
     assert greeting(lab, ADDRESS, 22) == "SSH-2.0"
     assert greeting(lab, ADDRESS, 2222) == ""
 
