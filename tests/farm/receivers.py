@@ -5,10 +5,11 @@ Where a log host passes its lines on to: a syslog server, and what answers like 
     python3 tests/farm/receivers.py bulk 9200 documents --user me --password secret
 
 What came is appended to a file: syslog messages as they are, documents as JSON with their index.
-Elasticsearch itself is in no registry that the tests may use: ``bulk`` stands in for it. It takes the
-bulk API as its documentation describes that, and is as strict: no type, a content type, a line feed
-at the end. A file beside the documents, ``<documents>.busy``, with a number makes it refuse as a
-cluster does that is starting (503) or has more to do than it can (429, for each second document).
+Elasticsearch itself isn't among the packages of the systems that are tested: ``bulk`` stands in for
+it. It takes the bulk API as its documentation describes that, and is as strict: no type, a content
+type, a line feed at the end. A number in a file beside the documents, ``<documents>.busy``, makes
+it refuse as a cluster does that is starting (503), or that has more to do than it can (429, for
+each second document).
 """
 
 import argparse
@@ -55,7 +56,8 @@ class Bulk(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self._answer(200, {"status": "green"})
 
-    do_HEAD = do_GET
+    def do_HEAD(self):
+        self.do_GET()
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))

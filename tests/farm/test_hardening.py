@@ -1,11 +1,15 @@
 """Hosts as one who wants to get in finds them: SSH, accounts, sandboxes, the kernel, the audit."""
 
+import json
+import pathlib
 import re
 import subprocess
+import sys
 import time
 
 import pytest
 
+from tests.farm.waiting import until
 from tests.lab import network
 
 HOST, ADDRESS = "lb2", "198.18.0.12"
@@ -82,6 +86,33 @@ def test_an_operator_may_not_take_the_name_of_an_account_of_the_system(lab):
     assert "operators.Ada Lovelace isn't a name for an account" in said
 
 
+def test_only_operators_may_log_in(lab, operator):
+    """Somebody has an account and a key, and is no operator."""
+    pillar, command = operator
+    keys = "/etc/ssh/authorized_keys.d/stranger"
+    lab.run(HOST, "useradd", "--create-home", "--shell", "/bin/sh", "stranger")
+    try:
+        lab.run(HOST, "tee", keys, stdin=pillar["operators"]["grace"]["keys"][0] + "\n")
+        assert b"publickey" in lab.on_hub(*command("stranger", "true")).stderr
+        log = ["journalctl", "-q", "-u", "ssh", "--since=-60s"]
+        until(30, lambda: "User stranger " in lab.run(HOST, *log).stdout)
+        assert "not listed in AllowUsers" in lab.run(HOST, *log).stdout
+    finally:
+        lab.run(HOST, "userdel", "--remove", "stranger", check=False)
+        lab.run(HOST, "rm", "-f", keys)
+
+
+def test_a_site_has_no_shell_and_writes_its_uploads_only(lab):
+    user = "site-newsroom"
+    assert lab.run("app1", "getent", "passwd", user).stdout.strip().endswith(":/usr/sbin/nologin")
+    look = ["find", "/srv", "/etc", "/opt", "/usr/local", "/home", "/root", "-writable"]
+    look += ["!", "-type", "l"]
+    found = lab.run("app1", "runuser", "-u", user, "--", *look, check=False).stdout.splitlines()
+    media = "/srv/sites/newsroom/shared/media"
+    assert media in found
+    assert [path for path in found if not f"{path}/".startswith(f"{media}/")] == []
+
+
 def test_root_has_no_password(lab):
     for name in lab.hosts:
         shadow = lab.run(name, "grep", "^root:", "/etc/shadow").stdout
@@ -133,6 +164,92 @@ def test_the_kernel_follows_and_what_a_container_may_not_set_is_said(lab):
     assert kernel["changes"] == {"net.core.somaxconn": {"old": "1000", "new": "4096"}}
     assert "Left alone, as they can't be written here: " in kernel["comment"]
     assert "vm.swappiness" in kernel["comment"]
+
+
+def files(lab, host, name):
+    """How many files a process of this name may have open."""
+    pid = lab.run(host, "pgrep", "--newest", "--full", name).stdout.strip()
+    told = lab.run(
+        host, "prlimit", f"--pid={pid}", "--nofile", "--raw", "--noheadings", "-o", "SOFT"
+    )
+    return int(told.stdout)
+
+
+def test_daemons_may_open_the_files_that_were_computed(lab):
+    nginx = lab.salt("app1", "settings.get", "nginx")["app1"]
+    assert files(lab, "app1", "nginx: worker") == nginx["open_files"]
+    memcached = lab.salt("cache1", "settings.get", "memcached")["cache1"]
+    assert files(lab, "cache1", "/usr/bin/memcached") == 2 * memcached["max_connections"]
+
+
+def test_the_journal_has_an_end(lab):
+    said = lab.run("app1", "journalctl", "-q", "-u", "systemd-journald", "-o", "cat").stdout
+    limits = re.findall(r"System Journal \(\S+\) is \S+, max (\S+),", said)
+    assert limits[-1] == "1.0G"
+
+
+def test_a_container_leaves_the_clock_to_its_machine_and_says_so(lab):
+    states = lab.salt(HOST, "state.apply", "os")[HOST]
+    (clock,) = (state for state in states.values() if state["__id__"] == "os/time")
+    assert "has that of its machine" in clock["comment"]
+    left = lab.salt(HOST, "harden.audit")[HOST]["left_out"]
+    assert left["the clock is right"] == "a container has the clock of its machine"
+    times = {name: float(lab.run(name, "date", "+%s.%N").stdout) for name in lab.hosts}
+    assert max(times.values()) - min(times.values()) < 60
+
+
+# So that chrony, which is set up here as on a host of its own, leaves the machine's clock alone.
+LOOKS_ONLY = """
+mkdir -p /etc/systemd/system/chrony.service.d
+printf '[Service]\\nExecStart=\\nExecStart=!/usr/sbin/chronyd -F 1 -x\\n' \\
+    >/etc/systemd/system/chrony.service.d/lab.conf
+systemctl daemon-reload
+"""
+NO_CHRONY = """
+apt-get purge -y -qq chrony >/dev/null
+rm -rf /etc/systemd/system/chrony.service.d /etc/chrony
+systemctl daemon-reload
+"""
+
+
+@pytest.mark.drill
+def test_elsewhere_the_time_comes_from_the_servers_that_are_named(lab):
+    """The state as it is for hosts with a clock of their own, and a real chrony that asks."""
+    script = pathlib.Path(__file__).with_name("time_server.py")
+    address = str(network.HUB_ADDRESS)
+    server = subprocess.Popen(network.on_hub(lab.lab.name, [sys.executable, str(script), address]))
+    hardware = lab.salt(HOST, "grains.get", "hardware")[HOST]
+    try:
+        lab.run(HOST, "sh", "-c", LOOKS_ONLY)
+        lab.salt(HOST, "grains.setval", "hardware", json.dumps({**hardware, "kind": "virtual"}))
+        named = {"overrides": {"os": {"time_servers": [address]}}}
+        lab.apply(HOST, "os", named)
+        told = until(60, lambda: tracked(lab, address))
+        assert told["leap"] == "Normal"
+        assert int(told["stratum"]) == 2
+        assert abs(float(told["offset"])) < 1
+        sources = lab.run(HOST, "chronyc", "-n", "-c", "sources").stdout.splitlines()
+        assert [line.split(",")[2] for line in sources] == [address]
+        states = lab.run(
+            "master", "salt", HOST, "state.apply", "os", f"pillar={json.dumps(named)}", "--out=json"
+        )
+        states = json.loads(states.stdout)[HOST]
+        assert [state["__id__"] for state in states.values() if state["changes"]] == []
+    finally:
+        server.terminate()
+        server.wait()
+        lab.salt(HOST, "grains.delkey", "hardware", "force=True")
+        lab.salt(HOST, "saltutil.refresh_grains")
+        lab.run(HOST, "sh", "-c", NO_CHRONY)
+        lab.apply(HOST, "os")
+
+
+def tracked(lab, address):
+    """What chrony says of the time, once it takes it from this address."""
+    names = ["id", "address", "stratum", "time", "offset"]
+    words = lab.run(HOST, "chronyc", "-n", "-c", "tracking", check=False).stdout.strip().split(",")
+    found = dict(zip(names, words, strict=False)) | {"leap": words[-1]}
+    return found if found.get("address") == address else None
 
 
 def test_names(lab):

@@ -13,8 +13,8 @@ APPS = ("app1", "app2")
 ACCELERATORS = ("cache1", "cache2")
 BALANCERS = ("lb1", "lb2")
 
-# A package of our own in a repository of our own, whose second version is a security update, and
-# does something when it is installed.
+# A package of our own in a repository of our own, which says what Debian's for security says; its
+# second version does something when it is installed.
 PACKAGE = "saltern-probe"
 CHANGE = "1 -> 2"
 REPOSITORY = r"""
@@ -35,7 +35,8 @@ for version in 1 2; do
       echo "Size: $(stat -c %s $1_$version.deb)"
       echo "SHA256: $(sha256sum $1_$version.deb | cut -d' ' -f1)"; echo; } >>Packages
 done
-head='Origin: Lab\nLabel: Lab-Security\nSuite: lab-security\n'
+. /etc/os-release
+head="Origin: Debian\nLabel: Debian-Security\nCodename: $VERSION_CODENAME-security\n"
 printf "${head}Date: %s\nSHA256:\n %s %s Packages\n" \
     "$(date -Ru)" $(sha256sum Packages | cut -d' ' -f1) $(stat -c %s Packages) >Release
 echo 'deb [trusted=yes] file:/srv/probe ./' >/etc/apt/sources.list.d/probe.list
@@ -101,6 +102,21 @@ def test_what_is_held_stays_unless_it_is_meant(lab):
         done = lab.salt("log1", "updates.apply", "held=True", "refresh=False")["log1"]
         assert done[PACKAGE] == CHANGE
         lab.salt("log1", "updates.hold", "[]")
+
+
+def test_a_security_update_comes_by_itself_unless_it_is_held(lab):
+    """What systemd's timer starts once a day is started now."""
+    with waiting(lab, "log1"):
+        lab.salt("log1", "updates.hold", json.dumps([PACKAGE]))
+        lab.run("log1", "unattended-upgrade")
+        assert lab.salt("log1", "updates.status")["log1"]["held"] == {PACKAGE: CHANGE}
+        lab.salt("log1", "updates.hold", "[]")
+        lab.run("log1", "unattended-upgrade")
+        told = lab.salt("log1", "updates.status")["log1"]
+        assert told["pending"].get(PACKAGE) is None
+        assert lab.run("log1", "dpkg-query", "-W", "-f=${Version}", PACKAGE).stdout == "2"
+    timers = lab.run("log1", "systemctl", "is-active", "apt-daily.timer", "apt-daily-upgrade.timer")
+    assert timers.stdout.split() == ["active", "active"]
 
 
 def test_the_database_is_held(lab):
