@@ -8,8 +8,8 @@ What came is appended to a file: syslog messages as they are, documents as JSON 
 Elasticsearch itself isn't among the packages of the systems that are tested: ``bulk`` stands in for
 it. It takes the bulk API as its documentation describes that, and is as strict: no type, a content
 type, a line feed at the end. A number in a file beside the documents, ``<documents>.busy``, makes
-it refuse as a cluster does that is starting (503), or that has more to do than it can (429, for
-each second document).
+it refuse as a cluster does that is starting (503), has more to do than it can (429, for each
+second document), or can make nothing of a document (400, likewise).
 """
 
 import argparse
@@ -75,16 +75,17 @@ class Bulk(http.server.BaseHTTPRequestHandler):
             pairs = _pairs(body)
         except ValueError as error:
             return self._answer(400, _problem(400, str(error)))
-        busy = self.server.busy() == 429
-        items = [self._item(busy and number % 2, *pair) for number, pair in enumerate(pairs)]
+        status = self.server.busy()
+        items = [self._item(number % 2 and status, *pair) for number, pair in enumerate(pairs)]
         errors = any("error" in told for item in items for told in item.values())
         return self._answer(200, {"took": 1, "errors": errors, "items": items})
 
-    def _item(self, refused, action, about, document):
+    def _item(self, status, action, about, document):
         found = {"_index": about["_index"], "_id": about.get("_id") or str(time.time_ns())}
-        if refused:
-            reason = {"type": "es_rejected_execution_exception", "reason": "queue is full"}
-            return {action: {**found, "status": 429, "error": reason}}
+        if status:
+            kinds = {429: "es_rejected_execution_exception", 400: "document_parsing_exception"}
+            reason = {"type": kinds[status], "reason": "it isn't taken"}
+            return {action: {**found, "status": status, "error": reason}}
         if action == "create" and found["_id"] in self.server.known:
             reason = {"type": "version_conflict_engine_exception", "reason": "it exists"}
             return {action: {**found, "status": 409, "error": reason}}

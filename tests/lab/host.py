@@ -16,10 +16,10 @@ from tests.lab.commands import LabError, UsageError, remove, run
 CHECKOUT = "/srv/saltern"
 # Runs its arguments again whenever they end because the host reboots: systemd-nspawn leaves that
 # to whoever started it. The first argument is what puts it into the host's control groups.
-POWERED = '''
+POWERED = """
 join=$1; shift
 while sh -c "$join"'exec "$@"' sh "$@"; [ $? -eq 133 ]; do :; done
-'''
+"""
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
