@@ -88,7 +88,8 @@ os/time:
 os/time/own-servers:
   file.{{ 'comment' if os.time_servers else 'uncomment' }}:
     - name: /etc/chrony/chrony.conf
-    - regex: '{{ '^' if os.time_servers }}(pool|server) '
+    - regex: '^(pool|server) '
+    - backup: False
     # In a trial run the package isn't there yet.
     - onlyif: grep -qE '^#?(pool|server) ' /etc/chrony/chrony.conf
     - require:
