@@ -178,8 +178,8 @@ def files(lab, host, name):
 def test_daemons_may_open_the_files_that_were_computed(lab):
     nginx = lab.salt("app1", "settings.get", "nginx")["app1"]
     assert files(lab, "app1", "nginx: worker") == nginx["open_files"]
-    memcached = lab.salt("cache1", "settings.get", "memcached")["cache1"]
-    assert files(lab, "cache1", "/usr/bin/memcached") == 2 * memcached["max_connections"]
+    haproxy = lab.salt("lb1", "settings.get", "haproxy")["lb1"]
+    assert files(lab, "lb1", "/usr/sbin/haproxy") >= 2 * haproxy["maxconn"]
 
 
 def test_the_journal_has_an_end(lab):
@@ -194,8 +194,6 @@ def test_a_container_leaves_the_clock_to_its_machine_and_says_so(lab):
     assert "has that of its machine" in clock["comment"]
     left = lab.salt(HOST, "harden.audit")[HOST]["left_out"]
     assert left["the clock is right"] == "a container has the clock of its machine"
-    times = {name: float(lab.run(name, "date", "+%s.%N").stdout) for name in lab.hosts}
-    assert max(times.values()) - min(times.values()) < 60
 
 
 # So that chrony, which is set up here as on a host of its own, leaves the machine's clock alone.
@@ -205,9 +203,10 @@ printf '[Service]\\nExecStart=\\nExecStart=!/usr/sbin/chronyd -F 1 -x\\n' \\
     >/etc/systemd/system/chrony.service.d/lab.conf
 systemctl daemon-reload
 """
-NO_CHRONY = """
+TOLD = "/etc/salt/minion.d/lab-time.conf"
+NO_CHRONY = f"""
 apt-get purge -y -qq chrony >/dev/null
-rm -rf /etc/systemd/system/chrony.service.d /etc/chrony
+rm -rf /etc/systemd/system/chrony.service.d /etc/chrony {TOLD}
 systemctl daemon-reload
 """
 
@@ -219,27 +218,29 @@ def test_elsewhere_the_time_comes_from_the_servers_that_are_named(lab):
     address = str(network.HUB_ADDRESS)
     server = subprocess.Popen(network.on_hub(lab.lab.name, [sys.executable, str(script), address]))
     hardware = lab.salt(HOST, "grains.get", "hardware")[HOST]
+    named = json.dumps({"overrides": {"os": {"time_servers": [address]}}})
+
+    def applied():
+        """Salt as the host itself calls it, told what kind of host it is."""
+        command = ["salt-call", "--out=json", "state.apply", "os", f"pillar={named}"]
+        return json.loads(lab.run(HOST, *command).stdout)["local"].values()
+
     try:
         lab.run(HOST, "sh", "-c", LOOKS_ONLY)
-        lab.salt(HOST, "grains.setval", "hardware", json.dumps({**hardware, "kind": "virtual"}))
-        named = {"overrides": {"os": {"time_servers": [address]}}}
-        lab.apply(HOST, "os", named)
+        kind = {"grains": {"hardware": {**hardware, "kind": "virtual"}}}
+        lab.run(HOST, "tee", TOLD, stdin=json.dumps(kind))
+        first = applied()
+        assert [state["comment"] for state in first if not state["result"]] == []
         told = until(60, lambda: tracked(lab, address))
         assert told["leap"] == "Normal"
         assert int(told["stratum"]) == 2
         assert abs(float(told["offset"])) < 1
         sources = lab.run(HOST, "chronyc", "-n", "-c", "sources").stdout.splitlines()
         assert [line.split(",")[2] for line in sources] == [address]
-        states = lab.run(
-            "master", "salt", HOST, "state.apply", "os", f"pillar={json.dumps(named)}", "--out=json"
-        )
-        states = json.loads(states.stdout)[HOST]
-        assert [state["__id__"] for state in states.values() if state["changes"]] == []
+        assert [state["__id__"] for state in applied() if state["changes"]] == []
     finally:
         server.terminate()
         server.wait()
-        lab.salt(HOST, "grains.delkey", "hardware", "force=True")
-        lab.salt(HOST, "saltutil.refresh_grains")
         lab.run(HOST, "sh", "-c", NO_CHRONY)
         lab.apply(HOST, "os")
 
