@@ -39,10 +39,10 @@ def requests_to(lab, cache):
     return lab.salt("app1", "twemproxy.stats")["app1"]["hosts"][cache]["requests"]
 
 
-def memcached(lab, host, count, *lines):
-    """Talk to the caches through a host's twemproxy, until so many lines have come back."""
+def memcached(lab, host, count, *lines, at="127.0.0.1/22122"):
+    """Talk to the caches, by default through a host's twemproxy, until so many lines came back."""
     text = "".join(f"{line}\\r\\n" for line in lines)
-    ask = f'exec 3<>/dev/tcp/127.0.0.1/22122; printf "{text}" >&3; timeout 20 head -n {count} <&3'
+    ask = f'exec 3<>/dev/tcp/{at}; printf "{text}" >&3; timeout 20 head -n {count} <&3'
     return lab.run(host, "bash", "-c", ask, check=False).stdout
 
 
@@ -239,8 +239,11 @@ def test_scaling_a_queue(lab):
 
 @pytest.mark.drill
 def test_ten_ships_lose_no_task(lab, rehearsal):
-    """1,000 tasks of mixed length; ten releases meanwhile, none of which waits for them."""
+    """1,000 tasks of mixed length; ten releases meanwhile, which neither wait nor empty a cache."""
     at_work, seconds = 0, []
+    cache = f"{lab.hosts['cache1'].address}/11211"
+    stored = [f"set {SITE}:1:kept 0 0 2", "ok"]
+    assert memcached(lab, "cache1", 1, *stored, at=cache) == "STORED\n"
     for number in range(10):
         queue(lab, "worker1", 100, first=100 * number)
         commit(lab, f"Rehearsal {number}")
@@ -252,6 +255,8 @@ def test_ten_ships_lose_no_task(lab, rehearsal):
     assert at_work >= 3, "the workers had nothing to do while releases were shipped"
     until(900, lambda: done(lab)[0] == 1000, every=5)
     assert done(lab) == (1000, 1000), "a task was done twice"
+    asked = memcached(lab, "cache1", 3, f"get {SITE}:1:kept", at=cache)
+    assert asked.startswith(f"VALUE {SITE}:1:kept"), asked
     print(f"ships took {min(seconds)} to {max(seconds)} s; at work after {at_work} of them")
 
 
