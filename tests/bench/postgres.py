@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.farm.waiting import until  # noqa: E402 - the checkout is on the path now
-from tests.lab import cgroups, farm, salt  # noqa: E402
+from tests.lab import cgroups, farm, salt  # noqa: E402 - as above
 
 PORT, NAME, FOLDER = 5440, "bench", "/var/tmp/postgres-bench"
 OURS, DEBIANS = "ours", "Debian's"

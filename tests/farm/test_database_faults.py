@@ -305,7 +305,7 @@ def test_a_database_with_an_odd_name_is_served_dumped_and_restored(lab):
         "settings_module": "newsroom.settings.deploy",
         "wsgi_module": "newsroom.wsgi",
         "domains": ["odd.lab"],
-        "database": {"name": ODD, "user": ODD},
+        "database": {"name": ODD, "user": ODD, "extensions": ["unaccent"], "schemas": [ODD]},
     }
     secrets = {"postgres": {"users": {ODD: 'p:a\\s\'s "w"'}}}
     pillar = f"pillar={json.dumps({'sites': {'odd': site}, 'secrets': secrets})}"
@@ -315,6 +315,9 @@ def test_a_database_with_an_odd_name_is_served_dumped_and_restored(lab):
             assert not failed
         failed, changed = apply(lab, PRIMARY, "postgres,pgbouncer", pillar)
         assert (failed, changed) == ({}, {})
+        assert psql(lab, PRIMARY, "SELECT unaccent('ä')", dsn(ODD)) == "a"
+        owned = "SELECT nspname FROM pg_namespace WHERE pg_get_userbyid(nspowner) LIKE 'Odd %'"
+        assert psql(lab, PRIMARY, owned, dsn(ODD)) == ODD
         psql(lab, PRIMARY, "CREATE TABLE kept AS SELECT generate_series(1, 100) AS n", dsn(ODD))
         caught_up(lab, REPLICA)
         failed, _changed = apply(lab, BACKUP, "backup", pillar)
