@@ -16,15 +16,22 @@ import time
 
 REPO = pathlib.Path(__file__).parents[2]
 
+# Its first argument: the folder of a box that this one begins as a copy of, or nothing.
 _SETUP = """
 set -e
 mount --make-rprivate /
+image=$1
 for folder in etc opt; do
     mkdir -p up/$folder work/$folder
-    mount -t overlay overlay -o lowerdir=/$folder,upperdir=up/$folder,workdir=work/$folder /$folder
+    lower=${image:+$image/up/$folder:}/$folder
+    mount -t overlay overlay -o lowerdir=$lower,upperdir=up/$folder,workdir=work/$folder /$folder
 done
-mkdir -p srv run
-mount --bind srv /srv
+mkdir -p srv run work/srv
+if [ "$image" ]; then
+    mount -t overlay overlay -o lowerdir=$image/srv,upperdir=srv,workdir=work/srv /srv
+else
+    mount --bind srv /srv
+fi
 mount --bind run /run
 echo ready
 # Bash, as the box's first process, buries what others leave behind.
@@ -33,15 +40,28 @@ while true; do sleep 3600 & wait $!; done
 
 
 class Box:
-    """One such host. ``call`` runs an execution module's function in it with the real salt-call."""
+    """
+    One such host. ``call`` runs an execution module's function in it with the real salt-call.
 
-    def __init__(self, folder, pillar, minion="app1"):
+    folder
+        Where its files lie.
+    pillar
+        What it is told, without a master.
+    minion
+        Its id.
+    image
+        The folder of a closed box: this one begins with what is below /etc, /opt and /srv there.
+    options
+        What differs in the minion's configuration.
+    """
+
+    def __init__(self, folder, pillar, minion="app1", image="", **options):
         self.folder = pathlib.Path(folder)
         self.minion = minion
-        self._write_configuration(pillar)
+        self._write_configuration(pillar, options)
         apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._process = subprocess.Popen(
-            [*apart, "bash", "-c", _SETUP],
+            [*apart, "bash", "-c", _SETUP, "box", str(image)],
             cwd=self.folder,
             stdout=subprocess.PIPE,
             text=True,
@@ -57,7 +77,7 @@ class Box:
     def write_pillar(self, pillar):
         (self.folder / "pillar" / "host.sls").write_text(json.dumps(pillar), encoding="utf-8")
 
-    def _write_configuration(self, pillar):
+    def _write_configuration(self, pillar, options):
         (self.folder / "pillar").mkdir(parents=True)
         (self.folder / "pillar" / "top.sls").write_text("base: {'*': [host]}", encoding="utf-8")
         self.write_pillar(pillar)
@@ -70,6 +90,7 @@ class Box:
             "module_dirs": [str(REPO)],
             "log_level_logfile": "warning",
             "enable_gpu_grains": False,
+            **options,
         }
         (self.folder / "config").mkdir()
         (self.folder / "config" / "minion").write_text(json.dumps(minion), encoding="utf-8")

@@ -53,13 +53,13 @@ OVERRIDES = {
 }  # fmt: skip
 
 
-def pillar(site=None, **overrides):
-    """The pillar of this farm: what a test wants different is merged in."""
+def pillar(site=None, others=None, **overrides):
+    """The pillar of this farm: what a test wants different is merged in; further sites by name."""
     merged = salt.utils.dictupdate.merge(OVERRIDES, overrides)
     return {
         "environment": "lab",
         "hosts": HOSTS,
-        "sites": {"paper": {**SITE, **(site or {})}},
+        "sites": {"paper": {**SITE, **(site or {})}, **(others or {})},
         "overrides": merged,
         "secrets": {},
     }
@@ -212,7 +212,7 @@ class Road:
             "-s", "malloc,16M", "-p", "thread_pool_min=10", "-p", "vsl_space=8M",
         )  # fmt: skip
         until(lambda: get("/.saltern/varnish", at=(address, VARNISH)).status == 200)
-        until(lambda: self.healthy(name) == len(APPS))
+        until(lambda: self.healthy(name) == len(APPS) * len(self.told["sites"]))
 
     def write_vcl(self, name):
         modules = functions(name, self.told, self.folder)
@@ -243,7 +243,7 @@ class Road:
         for status in (400, 403, 408, 429, 500, 502, 503, 504):
             page = render(modules, "haproxy/files/error.http", status=status)
             (errors / f"saltern-{status}.http").write_text(page)
-        self._certificate()
+        self._certificates()
         text = render(modules, "haproxy/files/haproxy.cfg")
         for path, here in {
             "/etc/haproxy/": f"{self.folder}/",
@@ -257,18 +257,20 @@ class Road:
         configuration.write_text(text)
         return configuration
 
-    def _certificate(self):
-        certificates = self.folder / "certificates"
-        certificates.mkdir(exist_ok=True)
-        if any(certificates.iterdir()):
+    def _certificates(self):
+        folder = self.folder / "certificates"
+        folder.mkdir(exist_ok=True)
+        if any(folder.iterdir()):
             return
         key, certificate = self.folder / "key", self.folder / "crt"
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-             "-nodes", "-subj", "/CN=paper.lab", "-days", "2", "-keyout", key, "-out", certificate],
-            check=True, capture_output=True,
-        )  # fmt: skip
-        (certificates / "paper.pem").write_text(certificate.read_text() + key.read_text())
+        for name, site in self.told["sites"].items():
+            subprocess.run(
+                ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+                 "-nodes", "-subj", f"/CN={site['domains'][0]}", "-days", "2", "-addext",
+                 f"subjectAltName=DNS:{site['domains'][0]}", "-keyout", key, "-out", certificate],
+                check=True, capture_output=True,
+            )  # fmt: skip
+            (folder / f"{name}.pem").write_text(certificate.read_text() + key.read_text())
 
     def kill(self, name):
         """End one of the daemons without a warning."""
