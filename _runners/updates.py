@@ -273,10 +273,12 @@ class _Farm:
         while time.monotonic() < deadline:
             time.sleep(1)
             try:
-                if self.call(host, "updates.boot", **_BRIEFLY) != before:
-                    return
+                now = str(self.call(host, "updates.boot", **_BRIEFLY))
             except CommandExecutionError:
-                continue  # it is down, or what answered was just ended
+                continue
+            # What was just ended answers, too, but not with the id of a boot.
+            if now != before and re.fullmatch(r"[0-9a-f-]{36}", now):
+                return
         raise CommandExecutionError(f"{host} didn't come back within {self.timeout} s.")
 
     def _see_that_all_is_well(self, host):
