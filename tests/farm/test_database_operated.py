@@ -76,7 +76,7 @@ def test_a_setting_is_reloaded_and_a_restart_waits_for_a_word(lab, hosts):
 
 def pages(lab):
     for number in range(5):
-        asked = f"http://{APP}:8080/?farm={time.time()}-{number}"
+        asked = f"http://{lab.hosts[APP].address}:8080/?farm={time.time()}-{number}"
         assert lab.get(asked, headers={"Host": "newsroom.lab"}).status == 200
 
 
