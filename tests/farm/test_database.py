@@ -83,6 +83,7 @@ def test_a_site_comes_with_tls_to_its_own_database_only(lab):
     assert psql(lab, primary, ask) == "0"
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize(
     ("setting", "way"),
     [
@@ -100,6 +101,7 @@ def test_no_empty_cluster_is_put_beside_a_full_one(lab, setting, way):
         assert "requisite failed" in failed["postgres/running"]
 
 
+@pytest.mark.drill
 def test_a_database_elsewhere_is_set_up_on_the_client_side_only(lab):
     site = {
         "repository": "git://master/newsroom.git",
