@@ -52,6 +52,7 @@ PACKAGES = {
         "rsyslog-gnutls",
         "rsyslog-relp",
         "ssl-cert",
+        "stunnel4",
         "sudo",
         "systemd",
         "uwsgi-core",
