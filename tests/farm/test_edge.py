@@ -183,6 +183,7 @@ def test_warming_tells_how_far_it_is(lab):
     assert '"total": 6' in told
 
 
+@pytest.mark.drill
 def test_a_balancer_that_was_restarted_forgets_who_was_drained_once(lab):
     lab.salt("lb2", "haproxy.drain", "cache2")
     try:
