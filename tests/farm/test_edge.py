@@ -185,6 +185,18 @@ def test_warming_tells_how_far_it_is(lab):
     assert '"total": 6' in told.result().stdout
 
 
+@pytest.mark.drill
+def test_a_balancer_that_was_restarted_forgets_who_was_drained_once(lab):
+    lab.salt("lb2", "haproxy.drain", "cache2")
+    try:
+        lab.salt("lb2", "service.reload", "haproxy")
+    finally:
+        lab.salt("lb2", "haproxy.ready", "cache2")
+    lab.salt("lb2", "service.restart", "haproxy")
+    state = lab.salt("lb2", "haproxy.status", "accelerators")["lb2"]["accelerators"]["cache2"]
+    assert state["state"].startswith("UP")
+
+
 def test_what_stops_with_varnish_starts_with_it(lab):
     lab.salt("lb*", "haproxy.drain", "cache2")
     try:
