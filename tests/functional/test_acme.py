@@ -20,17 +20,13 @@ DIRECTORY, DNS = "127.55.0.51:15000", "127.55.0.51:15053"
 @pytest.fixture
 def acme(tmp_path):
     """Pebble, which finds every name at the balancer; what it needs to be trusted in the road."""
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-         "-nodes", "-subj", "/CN=acme", "-addext", "subjectAltName=IP:127.55.0.51", "-days", "2",
-         "-keyout", tmp_path / "acme.key", "-out", tmp_path / "acme.crt"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    (tmp_path / "pebble").mkdir()
+    key, certificate = roads.self_signed(tmp_path / "pebble", "IP:127.55.0.51")
     configuration = tmp_path / "pebble.json"
     settings = {
         "listenAddress": DIRECTORY,
-        "certificate": str(tmp_path / "acme.crt"),
-        "privateKey": str(tmp_path / "acme.key"),
+        "certificate": str(certificate),
+        "privateKey": str(key),
         "httpPort": roads.WEB,
         "tlsPort": roads.TLS,
     }
@@ -45,9 +41,9 @@ def acme(tmp_path):
             ["pebble", "-config", str(configuration), "-dnsserver", DNS],
         )
     ]  # fmt: skip
-    trusted = ssl.create_default_context(cafile=tmp_path / "acme.crt")
+    trusted = ssl.create_default_context(cafile=certificate)
     until(lambda: urllib.request.urlopen(f"https://{DIRECTORY}/dir", context=trusted))
-    yield tmp_path / "acme.crt"
+    yield certificate
     for process in started:
         process.terminate()
         process.wait(10)

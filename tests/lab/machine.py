@@ -73,6 +73,7 @@ PACKAGES = {
         "mariadb-client",
         "mariadb-server-core",
         "nginx-light",
+        "openssh-server",
         "openssl",
         "pebble",
         "postgresql",
