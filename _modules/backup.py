@@ -15,6 +15,13 @@ from salt.exceptions import CommandExecutionError
 
 PROGRAM = "/usr/local/sbin/saltern-backup"
 KINDS = ("full", "diff", "dump", "seal", "uploads", "mariadb-full", "mariadb-log")
+# What pgBackRest writes into postgresql.auto.conf for a restore.
+_RECOVERY = (
+    "recovery_target_action",
+    "recovery_target_time",
+    "recovery_target_timeline",
+    "restore_command",
+)
 
 
 def run(kind="diff"):
@@ -296,6 +303,9 @@ def _whole(moment, force):
                 f"/var/log/postgresql/postgresql-{here['version']}-{here['name']}.log"
             )
         clock.sleep(0.5)
+    # A replica copies these with the data: it would stop at that time, too, and take writes.
+    for name in _RECOVERY:
+        __salt__["database.execute"](f"ALTER SYSTEM RESET {name}")
     _systemctl("start", "pgbouncer")
     return {
         "restored": moment or "everything there was",

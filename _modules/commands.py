@@ -7,6 +7,7 @@ place where privileges are dropped and secrets are kept out of what is reported.
 
 import contextlib
 import os
+import pathlib
 import shlex
 import signal
 import subprocess
@@ -20,6 +21,8 @@ _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Lines of a failed command that are worth showing.
 _LAST_LINES = 25
+# How much a build lets the site itself go first.
+_BUILD_NICE = 10
 
 
 def run(
@@ -79,7 +82,7 @@ def run(
     drop = ["setpriv", f"--reuid={user}", f"--regid={__salt__['sites.user'](site)}"]
     drop += ["--clear-groups", "--no-new-privs", "--pdeathsig=KILL", "--"]
     if build:
-        drop = ["nice", "-n", "10", *drop]
+        drop = ["nice", "-n", str(_BUILD_NICE), *drop]
     try:
         process = subprocess.Popen(
             drop + command,
@@ -95,6 +98,8 @@ def run(
         )
     except OSError as error:
         raise CommandExecutionError(f"{task}: {error}") from error
+    if build:
+        _yield_to_others(process.pid)
     try:
         output, warnings = process.communicate(stdin, timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -173,6 +178,16 @@ def _environment(user, home, build):
             if name.startswith(_PASSED_ON) or name.lower() in _PROXIES
         }
     return env
+
+
+def _yield_to_others(session):
+    """
+    Let a session of processes work only while others don't want to. Where the kernel shares the
+    processors out between sessions (autogroup, Debian's default), the niceness of a process counts
+    within its own session only, and the session has one of its own.
+    """
+    with contextlib.suppress(OSError):  # a kernel without, or a command that has ended already
+        pathlib.Path(f"/proc/{session}/autogroup").write_text(str(_BUILD_NICE), encoding="ascii")
 
 
 def _kill(process):

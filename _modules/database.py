@@ -440,11 +440,7 @@ def others():
     here = _here()
     found = pathlib.Path("/var/lib/postgresql").glob("*/*/PG_VERSION")
     data = sorted(path.parent for path in found)
-    return [
-        f"{path.parent.name}/{path.name}"
-        for path in data
-        if path != here.data and path.name == here.name
-    ]
+    return [f"{path.parent.name}/{path.name}" for path in data if path != here.data]
 
 
 def slot(host=None):

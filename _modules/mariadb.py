@@ -21,6 +21,8 @@ CONFIG = pathlib.Path("/etc/mysql/mariadb.conf.d/90-saltern.cnf")
 PEER_LOGIN = "/etc/saltern/mariadb-peer.cnf"
 FETCH = "/usr/local/lib/saltern/mariadb-fetch"
 UNIT = "mariadb"
+# While this file is there the server doesn't start: another host takes over.
+FENCE = pathlib.Path("/var/lib/saltern/mariadb-fenced")
 REPLICATION_USER = "replication"
 
 
@@ -32,7 +34,8 @@ def status():
     ``primary`` or ``replica``. A running server adds ``version``, ``gtid`` (what it has),
     ``read_only``, ``connections`` of ``max_connections``, ``restart_pending`` (settings that wait
     for a restart); a primary its ``replicas``; a replica ``source``, ``streaming``,
-    ``behind_seconds`` and, if there is one, the ``error`` that stopped it.
+    ``behind_seconds`` and, if there is one, the ``error`` that stopped it. ``fenced`` tells why a
+    stopped one may not start.
 
     CLI Example:
 
@@ -43,7 +46,8 @@ def status():
     try:
         facts = query(_STATUS)[0]
     except CommandExecutionError as error:
-        return {"state": "stopped", "reason": str(error)}
+        found = {"state": "stopped", "reason": str(error)}
+        return found | ({"fenced": FENCE.read_text().strip()} if FENCE.exists() else {})
     found = {
         "version": facts["version"].split("-")[0],
         "gtid": facts["gtid"],
@@ -166,7 +170,7 @@ def clone(replace=False):
         Whether data of this host may be replaced. It is removed when the copy is complete.
 
     Returns what was done. Raises ``CommandExecutionError`` if there is data and ``replace`` isn't
-    given, or no other host takes writes.
+    given, no other host takes writes, or this host's settings say that it does.
 
     CLI Example:
 
@@ -175,6 +179,11 @@ def clone(replace=False):
         salt 'db2' mariadb.clone replace=True
     """
     new, state = source(), status()["state"]
+    if _configured().get("read_only") == "OFF":
+        raise CommandExecutionError(
+            f"{CONFIG} lets this host take writes: set mariadb.primary: {new['id']} in the "
+            f"overrides, then salt {__opts__['id']} state.apply mariadb"
+        )
     if state != "empty" and not replace:
         raise CommandExecutionError(
             f"This host has data of its own ({state}). To replace it by a copy of {new['id']}'s: "
@@ -192,6 +201,7 @@ def clone(replace=False):
         copy.rename(DATA)
     finally:
         shutil.rmtree(copy, ignore_errors=True)
+    FENCE.unlink(missing_ok=True)
     _systemctl("start")
     _wait_until_up(300)
     execute(f"SET GLOBAL gtid_slave_pos = {literal(place)}")
@@ -235,22 +245,62 @@ def follow(address, wait=60):
     return found
 
 
-def promote(force=False):
+def fence(wait=60):
     """
-    Make this replica the server that takes writes. Then set ``mariadb.primary`` in the overrides
-    and apply the states to the hosts that run the sites, which know one host each.
+    Stop this host's server for good, once a replica has all that it acknowledged: that one is to
+    take over. It doesn't start again, not even after a reboot, until it is a replica.
 
-    force
-        Promote although the old primary doesn't answer: it is known to be off for good.
+    wait
+        Seconds that the replicas get.
 
-    Returns what the server then says of itself. Raises ``CommandExecutionError`` if another host
-    takes writes, may take them, or this one is no replica.
+    Returns ``gtid``, the end of what was written here, for :func:`promote`. Raises
+    ``CommandExecutionError`` if this server takes no writes, or no replica has all of them in time;
+    then it takes writes as before.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'db2' mariadb.promote
+        salt 'db1' mariadb.fence
+    """
+    state = status()["state"]
+    if state != "primary":
+        raise CommandExecutionError(f"{__opts__['id']} takes no writes: {state}.")
+    # Waits for the commits that are under way; from here on nothing is acknowledged.
+    execute("SET GLOBAL read_only = 1")
+    try:
+        place = query("SELECT @@gtid_binlog_pos AS gtid")[0]["gtid"]
+        _wait_for_a_replica(place, wait)
+    except CommandExecutionError:
+        execute("SET GLOBAL read_only = 0")
+        raise
+    FENCE.parent.mkdir(parents=True, exist_ok=True)
+    FENCE.write_text(
+        f"{time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())}: another host takes the writes\n"
+    )
+    _systemctl("stop")
+    return {"fenced": FENCE.read_text().strip(), "gtid": place}
+
+
+def promote(gtid=None, force=False):
+    """
+    Make this replica the server that takes writes. Then set ``mariadb.primary`` in the overrides
+    and apply the states to the hosts that run the sites, which know one host each.
+
+    gtid
+        What :func:`fence` told on the old primary: all up to there is applied first.
+    force
+        Promote although the old primary doesn't answer and wasn't fenced: it is known to be off for
+        good. What it had acknowledged and not yet sent is lost.
+
+    Returns what the server then says of itself. Raises ``CommandExecutionError`` if another host
+    takes writes, may take them, this one is no replica, or it hasn't all that the old one wrote.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'db2' mariadb.promote gtid=0-3324051507-8813
     """
     found = status()
     if found["state"] != "replica":
@@ -258,13 +308,19 @@ def promote(force=False):
     for peer in peers():
         if peer["answers"] and peer["writes"]:
             raise CommandExecutionError(
-                f"{peer['id']} takes the writes. Stop it first, and keep it from starting: "
-                f"salt {peer['id']} service.mask mariadb, then service.stop mariadb."
+                f"{peer['id']} takes the writes. Stop it first: salt {peer['id']} mariadb.fence"
             )
-        if not peer["answers"] and not force:
+        if not peer["answers"] and not gtid and not force:
             raise CommandExecutionError(
-                f"{peer['id']} doesn't answer, so it may take writes ({peer['reason']}). "
-                "If it is off for good: force=True"
+                f"{peer['id']} doesn't answer, so it may take writes ({peer['reason']}). If it was "
+                "fenced: gtid=, as mariadb.fence told. If it is off for good: force=True"
+            )
+    if gtid:
+        waited = query(f"SELECT MASTER_GTID_WAIT({literal(str(gtid))}, 60) AS done")[0]["done"]
+        if waited != "0":
+            raise CommandExecutionError(
+                f"This replica has {found['gtid']} and didn't come to {gtid} within 60 s. Nothing "
+                "was promoted."
             )
     execute("STOP SLAVE IO_THREAD")
     deadline = time.monotonic() + 60
@@ -463,6 +519,22 @@ def _asked(peer):
     except CommandExecutionError as error:
         return {**peer, "answers": False, "reason": str(error)}
     return {**peer, "answers": True, "writes": facts["ro"] == "0", "gtid": facts["gtid"]}
+
+
+def _wait_for_a_replica(place, seconds):
+    """Wait until one of the others has all up to a place in the log, which has a part a domain."""
+    deadline = time.monotonic() + seconds
+    while True:
+        asked = peers()
+        if any(set(place.split(",")) <= set(p.get("gtid", "").split(",")) for p in asked):
+            return
+        if time.monotonic() > deadline:
+            told = "; ".join(f"{p['id']}: {p.get('gtid') or p.get('reason')}" for p in asked)
+            raise CommandExecutionError(
+                f"No replica came to {place} within {seconds} s ({told or 'there is none'}). This "
+                "server takes the writes as before."
+            )
+        time.sleep(0.2)
 
 
 def _fetch(new, copy):

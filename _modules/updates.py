@@ -104,11 +104,32 @@ def reboot(force=False):
 
         salt 'app2' updates.reboot
     """
-    window = __salt__["settings.get"]("updates")["window"]
-    if window and not force and not _inside(window, datetime.datetime.now(datetime.timezone.utc)):
-        raise CommandExecutionError(f"Hosts may reboot between {window} UTC only; or: force=True.")
-    subprocess.run(["systemd-run", "--quiet", "--on-active=2", "systemctl", "reboot"], check=True)
+    allowed = True if force else may_reboot()
+    if allowed is not True:
+        raise CommandExecutionError(allowed)
+    # Without the second word a timer may be late by a minute.
+    soon = ["--on-active=2", "--timer-property=AccuracySec=100ms"]
+    subprocess.run(["systemd-run", "--quiet", *soon, "systemctl", "reboot"], check=True)
     return boot()
+
+
+def may_reboot():
+    """
+    Whether this host may reboot at this hour: ``updates.window`` says when.
+
+    Returns ``True``, or a sentence that says when it may; the exit code is then 1.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' updates.may_reboot
+    """
+    window = __salt__["settings.get"]("updates")["window"]
+    if not window or _inside(window, datetime.datetime.now(datetime.timezone.utc)):
+        return True
+    __context__["retcode"] = 1
+    return f"Hosts may reboot between {window} UTC only; or: force=True."
 
 
 def boot():

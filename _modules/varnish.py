@@ -150,16 +150,18 @@ def backends():
     return _backends(_active())
 
 
-def drain(host):
+def drain(host, timeout=30):
     """
     Ask an app host for nothing more; what it works on goes on. It lasts until
     :func:`ready`, through reloads, or until Varnish is restarted.
 
     host
         The id of the app host.
+    timeout
+        How many seconds to wait until it works on nothing more for this Varnish; 0 doesn't wait.
 
     Returns as :func:`backends`, of this host alone. Raises ``CommandExecutionError`` if Varnish
-    knows no such host.
+    knows no such host or if requests are left after the time; it stays drained then.
 
     CLI Example:
 
@@ -167,7 +169,16 @@ def drain(host):
 
         salt 'cache*' varnish.drain app1
     """
-    return _set_health(host, "sick")
+    found = _set_health(host, "sick")
+    deadline = time.monotonic() + timeout
+    while timeout and (left := _fetches(host)):
+        if time.monotonic() > deadline:
+            raise CommandExecutionError(
+                f"{host} is drained, but still works on {left} requests after {timeout} s. "
+                "Wait longer with timeout=…, or go on without it."
+            )
+        time.sleep(0.2)
+    return found
 
 
 def ready(host):
@@ -458,8 +469,20 @@ def _backends(vcl):
     return found
 
 
+def _ending(host):
+    """How the backends of an app host end."""
+    return "__" + re.sub("[^A-Za-z0-9]", "_", str(host))
+
+
+def _fetches(host):
+    """How many requests an app host works on for this Varnish, whichever VCL asked for them."""
+    ending = f"{_ending(host)}.conn"
+    counted = _counters().items()
+    return sum(n for name, n in counted if name.startswith("VBE.") and name.endswith(ending))
+
+
 def _set_health(host, state):
-    ending = "__" + re.sub("[^A-Za-z0-9]", "_", str(host))
+    ending = _ending(host)
     vcl = _active()
     names = [name for name in _backends(vcl) if name.endswith(ending)]
     if not names:

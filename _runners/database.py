@@ -104,10 +104,14 @@ def _rejoin(host):
     farm = _Farm()
     if not farm.alive([host]):
         raise CommandExecutionError(f"The minion of {host} doesn't answer.")
+    source = farm.call(host, "database.source")["id"]
+    # pg_rewind goes by the timeline in the source's control file, which a promotion changes only
+    # with the first checkpoint after it.
+    farm.call(source, "database.execute", "CHECKPOINT", timeout=600)
     farm.tell(f"making {host} a replica")
     done = farm.call(host, "database.rejoin", timeout=3600)
     # Commits that a promotion let go without a replica wait for this one again.
-    farm.call(farm.call(host, "database.source")["id"], "database.wait_for_replicas")
+    farm.call(source, "database.wait_for_replicas")
     return {**done, "seconds": round(farm.elapsed(), 1)}
 
 

@@ -382,7 +382,8 @@ class _Farm:
         found = self.client.cmd(
             list(hosts), "saltutil.find_job", [jid], tgt_type="list", timeout=10
         )
-        return [host for host, job in found.items() if job]
+        # A host that is off has a sentence that says so instead of a job.
+        return [host for host, job in found.items() if job and isinstance(job, dict)]
 
 
 def _environment(site, environment):

@@ -18,8 +18,8 @@ def primary(name):
         Anything.
 
     It is created if no database host of the farm has one. The state fails, and changes nothing, if
-    there is a cluster of another version, if another host takes writes, or if this host's data is
-    gone while a replica still has it.
+    there is a cluster of another version or name, if another host takes writes, or if this host's
+    data is gone while a replica still has it.
 
     .. code-block:: yaml
 
@@ -227,16 +227,19 @@ def present(name, owner, extensions=None, schemas=None, private=True):
 
 
 def _other_version(found):
-    """Why nothing may be created here: there is a cluster of this name, of another version."""
+    """Why nothing may be created here: there is a cluster of another version or name."""
     others = __salt__["database.others"]()
     if found["state"] != "absent" or not others:
         return None
     here = __salt__["database.cluster"]()
+    version, name = others[0].split("/")
+    move = f"pg_upgradecluster {version} {name}"
+    if version == str(here["version"]):
+        move = f"pg_renamecluster {version} {name} {here['name']}"
     return (
-        f"PostgreSQL {here['version']} is asked for, but this host's data is in the cluster "
-        f"{others[0]}. An empty cluster isn't put beside it. Either set "
-        f"postgres.version: {others[0].split('/')[0]}, or move the data first: "
-        f"pg_upgradecluster {others[0].replace('/', ' ')}"
+        f"The cluster {here['version']}/{here['name']} of PostgreSQL is asked for, but this host's "
+        f"data is in {others[0]}. An empty cluster isn't put beside it. Either set "
+        f"postgres.version: {version} and postgres.cluster: {name}, or move the data first: {move}"
     )
 
 

@@ -10,6 +10,31 @@ import time
 from salt.exceptions import CommandExecutionError
 
 
+def free(name):
+    """
+    This host's server may start: it wasn't fenced for another one to take over.
+
+    name
+        Anything.
+
+    .. code-block:: yaml
+
+        mariadb/free:
+          mariadb.free
+    """
+    ret = {"name": name, "result": True, "changes": {}, "comment": "The server may start."}
+    fenced = __salt__["mariadb.status"]().get("fenced")
+    if not fenced:
+        return ret
+    me = __opts__["id"]
+    comment = f"{me} is fenced ({fenced})."
+    if __salt__["inventory.primary"]("mariadb") == __salt__["inventory.address"]():
+        comment += " The pillar names it as the primary: set mariadb.primary in the overrides."
+    else:
+        comment += f" Make it a replica: salt {me} mariadb.clone replace=True"
+    return ret | {"result": False, "comment": comment}
+
+
 def primary(name):
     """
     This host's server takes writes.
@@ -169,7 +194,8 @@ def _refusal(found):
     if found["state"] == "replica":
         return (
             f"{me} follows {found['source']}, but the pillar names it as the primary. Stop the "
-            f"other one for good, then: salt {me} mariadb.promote"
+            "other one for good with mariadb.fence, then promote this one: salt "
+            f"{me} mariadb.promote gtid=…"
         )
     asked = [peer for peer in __salt__["mariadb.peers"]() if peer["answers"]]
     writers = [peer["id"] for peer in asked if peer["writes"]]

@@ -40,3 +40,10 @@ backup/mariadb/first:
     - kind: mariadb-full
     - require:
       - service: backup/mariadb-full/enabled
+{%- if not salt['inventory.peers']('database') %}
+
+backup/settled:
+  backup.settled:
+    - require:
+      - backup: backup/mariadb/first
+{%- endif %}

@@ -56,7 +56,10 @@ haproxy/certificates/{{ name }}:
         name: {{ name }}
     - mode: '0600'
     - show_changes: False
-    - check_cmd: openssl pkey -noout -in
+    # HAProxy itself judges whether key and certificate are a pair.
+    - check_cmd: >-
+        sh -c 'printf "frontend x\n mode http\n timeout client 1s\n bind 127.0.0.1:1 ssl crt %s\n"
+        "$0" | haproxy -c -q -f /dev/stdin'
     - require:
       - file: haproxy/certificates
     - require_in:

@@ -3,7 +3,7 @@
 {%- set mariadb = salt['settings.get']('mariadb') %}
 {%- set address = salt['inventory.address']() %}
 {%- set primary = address == salt['inventory.primary']('mariadb') %}
-{%- set peers = salt['inventory.peers']('mariadb') | map(attribute='address') | reject('equalto', address) | list %}
+{%- set all = salt['inventory.peers']('mariadb') | map(attribute='address') | list %}
 
 # Before the package, so that the server's first start is already ours.
 mariadb/unit:
@@ -11,6 +11,17 @@ mariadb/unit:
     - name: /etc/systemd/system/mariadb.service.d/saltern.conf
     - source: salt://mariadb/files/unit.conf
     - mode: '0644'
+    - makedirs: True
+    - require:
+      - file: mariadb/guard
+
+# A server that comes back after another host took over must not take writes beside it.
+mariadb/guard:
+  file.managed:
+    - name: /usr/local/lib/saltern/mariadb-guard
+    - source: salt://mariadb/files/guard
+    - template: jinja
+    - mode: '0755'
     - makedirs: True
 
 mariadb/package:
@@ -63,11 +74,17 @@ mariadb/daemon-reload:
     - onchanges:
       - file: mariadb/unit
 
+mariadb/free:
+  mariadb.free:
+    - require:
+      - pkg: mariadb/package
+
 mariadb/running:
   service.running:
     - name: mariadb
     - enable: True
     - require:
+      - mariadb: mariadb/free
       - module: mariadb/daemon-reload
       - file: mariadb/config
       - file: mariadb/logs
@@ -116,11 +133,13 @@ mariadb/settled:
       - mariadb: mariadb/place
 {%- if primary %}
 
+# Also from this host itself: it asks the others before it takes writes, and they have this user by
+# copying it.
 mariadb/replication:
   mariadb.user:
     - name: replication
     - secret: [mariadb, copies, replication]
-    - hosts: {{ peers | json }}
+    - hosts: {{ all | json }}
     - rights: [REPLICATION SLAVE]
     - require:
       - mariadb: mariadb/place

@@ -20,7 +20,7 @@ nginx/pages:
     - mode: '0755'
     - require:
       - pkg: nginx/package
-{% for status in (400, 404, 413, 500, 502, 503, 504) %}
+{% for status in (400, 404, 413, 429, 500, 502, 503, 504) %}
 nginx/pages/{{ status }}:
   file.managed:
     - name: /usr/share/nginx/saltern/{{ status }}.html

@@ -82,4 +82,16 @@ os/time:
     - enable: True
     - watch:
       - file: os/time
+      - file: os/time/own-servers
+
+# Those that the package brings are asked only where nobody named others.
+os/time/own-servers:
+  file.{{ 'comment' if os.time_servers else 'uncomment' }}:
+    - name: /etc/chrony/chrony.conf
+    - regex: '^(pool|server) '
+    - backup: False
+    # In a trial run the package isn't there yet.
+    - onlyif: grep -qE '^#?(pool|server) ' /etc/chrony/chrony.conf
+    - require:
+      - pkg: os/time
 {%- endif %}

@@ -5,8 +5,11 @@ Ask for a URL at a steady rate, whatever the answers do (open loop), and say wha
     python3 tests/bench/steady.py http://198.18.0.11/ --host newsroom.lab --rate 500 --seconds 10
 
 Requests go over kept connections; one that finds its connection closed by the server before any
-byte of an answer is sent again on a new one, as browsers do. SIGTERM ends it early: what was sent
-is still waited for. Prints one line of JSON: ``sent``,
+byte of an answer is sent again on a new one, as browsers do. ``--connections new`` opens one for
+each request instead, and what becomes of that one counts. An ``https`` URL wants ``--authority``:
+a server whose certificate isn't signed by it, or isn't for the host, has failed.
+
+SIGTERM ends it early: what was sent is still waited for. Prints one line of JSON: ``sent``,
 ``ok``, ``failed``, ``errors`` (the first ten, by kind), ``p50_ms``, ``p99_ms``, ``max_ms``.
 ``{n}`` in the URL becomes a number, another for each request.
 """
@@ -16,6 +19,7 @@ import asyncio
 import collections
 import json
 import signal
+import ssl
 import time
 import urllib.parse
 
@@ -26,6 +30,11 @@ class Client:
     def __init__(self, options):
         self.parts = urllib.parse.urlsplit(options.url)
         self.options = options
+        self.host = options.host or self.parts.hostname
+        self.tls = {}
+        if self.parts.scheme == "https":
+            trusted = ssl.create_default_context(cafile=options.authority)
+            self.tls = {"ssl": trusted, "server_hostname": self.host}
         self.idle, self.seconds, self.errors = [], [], collections.Counter()
         self.sent = 0
 
@@ -43,13 +52,14 @@ class Client:
     async def _ask(self, number):
         path = (self.parts.path or "/").replace("{n}", str(number))
         path += f"?{self.parts.query}".replace("{n}", str(number)) if self.parts.query else ""
-        host = self.options.host or self.parts.hostname
+        always_new = self.options.connections == "new"
         head = (
-            f"{self.options.method} {path} HTTP/1.1\r\nHost: {host}\r\nAccept-Encoding: gzip\r\n"
-            "Content-Length: 0\r\n\r\n"
+            f"{self.options.method} {path} HTTP/1.1\r\nHost: {self.host}\r\n"
+            "Accept-Encoding: gzip\r\nContent-Length: 0\r\n"
+            + ("Connection: close\r\n\r\n" if always_new else "\r\n")
         ).encode()
         for last_try in (False, True):
-            reader, writer, fresh = await self._connection(last_try)
+            reader, writer, fresh = await self._connection(last_try or always_new)
             try:
                 writer.write(head)
                 answer = await reader.readuntil(b"\r\n\r\n")
@@ -83,8 +93,8 @@ class Client:
             if not reader.at_eof() and not writer.is_closing():
                 return reader, writer, False
             writer.close()
-        port = self.parts.port or 80
-        return (*await asyncio.open_connection(self.parts.hostname, port), True)
+        port = self.parts.port or (443 if self.tls else 80)
+        return (*await asyncio.open_connection(self.parts.hostname, port, **self.tls), True)
 
 
 async def run(options):
@@ -124,6 +134,8 @@ def main():
     parser.add_argument("--rate", type=float, default=100, help="requests a second")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--timeout", type=float, default=20, help="until a request has failed")
+    parser.add_argument("--connections", choices=["kept", "new"], default="kept")
+    parser.add_argument("--authority", help="file with the certificates that https trusts")
     parser.add_argument("--status", type=int, default=200, help="the status that is right")
     print(json.dumps(asyncio.run(run(parser.parse_args()))))
 

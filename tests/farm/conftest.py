@@ -1,6 +1,7 @@
 """The farm's tests work on a lab that is up: ``./lab test farm`` sees to that."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import subprocess
@@ -47,6 +48,14 @@ class LabUnderTest:
         The patience is a busy machine's: a minion that is off is waited for, too.
         """
         return salt_cli.call(self.lab, target, function, *arguments, options=["-C", "-t", "120"])
+
+    def apply(self, host, states, pillar=None, fails=False):
+        """Run some states on a host, which go well or are to fail; returns what Salt printed."""
+        given = [f"pillar={json.dumps(pillar)}"] if pillar else []
+        command = ["salt", host, "state.apply", states, *given, "-t", "120"]
+        done = self.run("master", *command, check=False)
+        assert bool(done.returncode) is fails, done.stdout
+        return done.stdout
 
     def wait_for_minion(self, host):
         """Wait until a host's minion answers, for example after it was killed."""

@@ -12,37 +12,55 @@ import itertools
 import json
 import os
 import pathlib
+import ssl
 import sys
 import threading
 import time
 
 import environ
+
+try:
+    import pymysql
+except ImportError:
+    pymysql = None  # the site's database is PostgreSQL
 import psycopg
 
 INSERT = "INSERT INTO farm_writes (client, number) VALUES (%s, %s)"
 PAUSE = 0.005
 
 
-def connect():
-    """As the site's own settings read DATABASE_URL: libpq would give the port to one host only."""
+ERRORS = (psycopg.Error, *([pymysql.Error] if pymysql else []))
+
+
+def connect(env_file):
+    """
+    As the site's own settings read DATABASE_URL: libpq would give the port to one host only. The
+    file is read each time, as sites on MariaDB are told in it where the writes go now.
+    """
+    for line in pathlib.Path(env_file).read_text().splitlines():
+        name, equals, value = line.partition("=")
+        if equals:
+            os.environ[name] = value
     url = environ.Env.db_url_config(os.environ["DATABASE_URL"])
-    named = {
-        "host": "HOST",
-        "port": "PORT",
-        "dbname": "NAME",
-        "user": "USER",
-        "password": "PASSWORD",
-    }
-    given = {word: url[key] for word, key in named.items()}
-    return psycopg.connect(**given, **url["OPTIONS"], autocommit=True, prepare_threshold=None)
+    host, user, password = url["HOST"], url["USER"], url["PASSWORD"]
+    if url["ENGINE"].endswith("mysql"):
+        unchecked = ssl.create_default_context()
+        unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
+        where = {"host": host, "port": url["PORT"], "database": url["NAME"], "connect_timeout": 3}
+        return pymysql.connect(
+            **where, user=user, password=password, ssl=unchecked, autocommit=True, read_timeout=10
+        )
+    where = {"host": host, "port": url["PORT"], "dbname": url["NAME"], **url["OPTIONS"]}
+    login = {"user": user, "password": password}
+    return psycopg.connect(**where, **login, autocommit=True, prepare_threshold=None)
 
 
 class Client(threading.Thread):
     """Writes until told to stop; a failed attempt gets a new connection and a new number."""
 
-    def __init__(self, number, stop):
+    def __init__(self, number, env_file, stop):
         super().__init__()
-        self.number, self.stop = number, stop
+        self.number, self.env_file, self.stop = number, env_file, stop
         self.acknowledged, self.moments, self.failed, self.slowest = [], [], 0, 0.0
 
     def run(self):
@@ -50,9 +68,9 @@ class Client(threading.Thread):
         while not self.stop.exists():
             row, began = row + 1, time.monotonic()
             try:
-                connection = connection or connect()
-                connection.execute(INSERT, (self.number, row))
-            except psycopg.Error as error:
+                connection = connection or connect(self.env_file)
+                connection.cursor().execute(INSERT, (self.number, row))
+            except ERRORS as error:
                 print(f"client {self.number}: {error}", file=sys.stderr)
                 connection, self.failed = None, self.failed + 1
                 time.sleep(0.1)
@@ -65,11 +83,8 @@ class Client(threading.Thread):
 
 
 def main(env_file, clients, stop):
-    for line in pathlib.Path(env_file).read_text().splitlines():
-        name, equals, value = line.partition("=")
-        if equals:
-            os.environ[name] = value
-    writers = [Client(number, pathlib.Path(stop)) for number in range(int(clients))]
+    stop = pathlib.Path(stop)
+    writers = [Client(number, env_file, stop) for number in range(int(clients))]
     for writer in writers:
         writer.start()
     for writer in writers:

@@ -60,20 +60,26 @@ def apply(lab, host, *arguments):
     return failed, changed
 
 
+def site_python(lab):
+    """The Python of the site's live release on an app host, and the file of its environment."""
+    root = f"/srv/sites/{SITE}"
+    release = pathlib.PurePath(lab.run(APP, "readlink", f"{root}/current").stdout.strip()).name
+    note = json.loads(lab.run(APP, "cat", f"{root}/deploy/releases/{release}.json").stdout)
+    return f"{note['virtualenv']}/bin/python", f"{root}/shared/.env"
+
+
 @contextlib.contextmanager
 def writing(lab, clients=2):
     """
     Clients on an app host write while the block runs. Yields a dictionary that holds, after the
     block, what tests/farm/database_client.py tells.
     """
-    root, stop = f"/srv/sites/{SITE}", "/tmp/farm-writes-stop"
-    release = pathlib.PurePath(lab.run(APP, "readlink", f"{root}/current").stdout.strip()).name
-    note = json.loads(lab.run(APP, "cat", f"{root}/deploy/releases/{release}.json").stdout)
-    command = [f"{note['virtualenv']}/bin/python", "-", f"{root}/shared/.env", clients, stop]
+    python, env_file = site_python(lab)
+    stop = "/tmp/farm-writes-stop"
     lab.run(APP, "rm", "-f", stop)
     told = {}
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        running = pool.submit(lab.run, APP, *command, stdin=CLIENT)
+        running = pool.submit(lab.run, APP, python, "-", env_file, clients, stop, stdin=CLIENT)
         try:
             yield told
         finally:
@@ -84,8 +90,12 @@ def writing(lab, clients=2):
 
 def lost(lab, host, told):
     """The rows that were acknowledged and aren't there, as (client, number)."""
-    sql = "SELECT client || ' ' || number FROM farm_writes"
-    there = {tuple(map(int, line.split())) for line in psql(lab, host, sql).splitlines()}
+    return missing(told, psql(lab, host, "SELECT client || ' ' || number FROM farm_writes"))
+
+
+def missing(told, lines):
+    """The rows that were acknowledged and don't stand in these lines, `client number` each."""
+    there = {tuple(map(int, line.split())) for line in lines.splitlines()}
     acknowledged = {
         (client, number) for client, rows in enumerate(told["acknowledged"]) for number in rows
     }

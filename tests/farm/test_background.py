@@ -8,13 +8,15 @@ import time
 
 import pytest
 
-from tests.farm.rehearsal import SITE, commit, done, queue, rehearsal, site_python
+from tests.farm.rehearsal import SITE, commit, done, queue, rehearsal, site_python, sql
 from tests.farm.waiting import until
 
 __all__ = ["rehearsal"]  # a fixture
 CLIENT = pathlib.Path(__file__).with_name("cache_client.py").read_text()
 WRITE_DIGEST = "articles.tasks.write_digest"
 WORKERS = ("worker1", "worker2")
+# How curl ends where it is refused, or nothing answers.
+UNREACHABLE = (7, 28)
 
 
 @contextlib.contextmanager
@@ -37,10 +39,10 @@ def requests_to(lab, cache):
     return lab.salt("app1", "twemproxy.stats")["app1"]["hosts"][cache]["requests"]
 
 
-def memcached(lab, host, count, *lines):
-    """Talk to the caches through a host's twemproxy, until so many lines have come back."""
+def memcached(lab, host, count, *lines, at="127.0.0.1/22122"):
+    """Talk to the caches, by default through a host's twemproxy, until so many lines came back."""
     text = "".join(f"{line}\\r\\n" for line in lines)
-    ask = f'exec 3<>/dev/tcp/127.0.0.1/22122; printf "{text}" >&3; timeout 20 head -n {count} <&3'
+    ask = f'exec 3<>/dev/tcp/{at}; printf "{text}" >&3; timeout 20 head -n {count} <&3'
     return lab.run(host, "bash", "-c", ask, check=False).stdout
 
 
@@ -89,8 +91,8 @@ def test_redis_keeps_copies_and_keeps_sites_apart(lab):
 
 
 def test_nothing_of_it_listens_on_every_address(lab):
-    # memcached, Redis, RabbitMQ and its helpers, twemproxy.
-    inside = {11211, 6379, 6380, 6381, 5672, 15672, 25672, 4369, 22122, 22222}
+    # memcached, Redis, RabbitMQ and its helpers, twemproxy, Flower.
+    inside = {11211, 6379, 6380, 6381, 5672, 15672, 25672, 4369, 22122, 22222, 5555}
     seen = set()
     for host in ("cache1", "worker1", "app1"):
         for line in lab.run(host, "ss", "-Hlnt").stdout.splitlines():
@@ -98,7 +100,7 @@ def test_nothing_of_it_listens_on_every_address(lab):
             if int(port) in inside:
                 assert address not in ("0.0.0.0", "[::]", "*"), f"{host}: {line}"
                 seen.add(int(port))
-    assert {11211, 6380, 5672, 15672, 22122} <= seen
+    assert {11211, 6380, 5672, 15672, 22122, 5555} <= seen
 
 
 def test_no_password_shows_in_a_process_list(lab):
@@ -115,6 +117,47 @@ def test_tasks_are_done_and_seen(lab, rehearsal):
     assert told["queues"] == {"high": 0, "low": 0}
     assert {name.partition("@")[2] for name in told["workers"]} == {"worker1", "worker2"}
     assert set(lab.salt("worker1", "broker.stats")["worker1"]["queues"][SITE]) == {"high", "low"}
+
+
+@pytest.fixture
+def soon(lab):
+    """The title of an article that comes out in a few seconds; it is gone after the test."""
+    title = f"Seen by a daemon {time.time_ns()}"
+    site_python(
+        lab,
+        "worker1",
+        "import django; django.setup()\n"
+        "from datetime import timedelta\n"
+        "from django.utils import timezone\n"
+        "from articles.models import Article, Author, Section\n"
+        f"Article.objects.create(title={title!r}, slug={title.replace(' ', '-').lower()!r},"
+        " section=Section.objects.first(), author=Author.objects.first(),"
+        " published=timezone.now() + timedelta(seconds=5))",
+    )
+    yield title
+    sql(lab, f"DELETE FROM articles_article WHERE title = '{title}'")
+
+
+def test_a_daemon_runs_on_every_worker_host(lab, soon):
+    def told(host):
+        log = ["journalctl", "-q", "-u", f"daemon-{SITE}-published@*", "-o", "cat", "--since=-5m"]
+        return f"Published: {soon}" in lab.run(host, *log).stdout
+
+    until(60, lambda: all(told(host) for host in WORKERS))
+
+
+def test_flower_shows_the_workers_inside_only(lab):
+    def shown(host):
+        ask = ["curl", "-sf", "--noproxy", "*", "http://127.0.0.1:5555/workers"]
+        return lab.run(host, *ask, check=False).stdout
+
+    for host in WORKERS:
+        until(60, lambda host=host: all(f"@{worker}" in shown(host) for worker in WORKERS))
+    address = f"http://{lab.hosts['worker1'].address}:5555/"
+    ask = ["curl", "-s", "--noproxy", "*", "--max-time", "5", address]
+    for host in ("worker1", "worker2", "app1"):
+        assert lab.run(host, *ask, check=False).returncode in UNREACHABLE, host
+    assert lab.on_hub(*ask).returncode in UNREACHABLE
 
 
 def test_a_failed_task_is_seen(lab):
@@ -172,14 +215,14 @@ def test_a_drained_host_takes_no_tasks_until_it_is_resumed(lab):
 
     try:
         stopped = lab.salt("worker2", "celery.drain")["worker2"]["stopped"]
-        assert len(stopped) == 3
+        assert len(stopped) == 5  # two queues, beat, two daemons
         assert nodes() == {"worker1"}
         applied = lab.salt("worker2", "state.apply", "celery")["worker2"].values()
         assert all(state["result"] for state in applied)
         assert nodes() == {"worker1"}
     finally:
         resumed = lab.salt("worker2", "celery.resume")["worker2"]
-    assert len(resumed[SITE]["started"]) == 3
+    assert len(resumed[SITE]["started"]) == 5
     assert nodes() == {"worker1", "worker2"}
 
 
@@ -196,18 +239,24 @@ def test_scaling_a_queue(lab):
 
 @pytest.mark.drill
 def test_ten_ships_lose_no_task(lab, rehearsal):
-    """1,000 tasks of mixed length; ten releases meanwhile, none of which waits for them."""
+    """1,000 tasks of mixed length; ten releases meanwhile, which neither wait nor empty a cache."""
     at_work, seconds = 0, []
+    cache = f"{lab.hosts['cache1'].address}/11211"
+    stored = [f"set {SITE}:1:kept 0 0 2", "ok"]
+    assert memcached(lab, "cache1", 1, *stored, at=cache) == "STORED\n"
     for number in range(10):
         queue(lab, "worker1", 100, first=100 * number)
         commit(lab, f"Rehearsal {number}")
         shipped = lab.salt("app* or worker*", "deploy.ship")
+        assert set(shipped) == {"app1", "app2", *WORKERS}
         assert all(host["result"] for host in shipped.values()), shipped
         seconds.append(max(host["seconds"] for host in shipped.values()))
         at_work += done(lab)[0] < 100 * (number + 1)
     assert at_work >= 3, "the workers had nothing to do while releases were shipped"
     until(900, lambda: done(lab)[0] == 1000, every=5)
     assert done(lab) == (1000, 1000), "a task was done twice"
+    asked = memcached(lab, "cache1", 3, f"get {SITE}:1:kept", at=cache)
+    assert asked.startswith(f"VALUE {SITE}:1:kept"), asked
     print(f"ships took {min(seconds)} to {max(seconds)} s; at work after {at_work} of them")
 
 

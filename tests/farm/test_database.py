@@ -1,11 +1,38 @@
-"""The database tier on the lab: a replica that follows, a dropped table that comes back, a verified
-backup."""
+"""The database tier on the lab: a replica that follows, who may connect, what is refused, a dropped
+table that comes back, a verified backup."""
 
+import json
 import time
 
 import pytest
 
-from tests.farm.database_farm import SITE, caught_up, primary_and_replica, psql
+from tests.farm.database_farm import (
+    APP,
+    BACKUP,
+    SITE,
+    apply,
+    call,
+    caught_up,
+    primary_and_replica,
+    psql,
+    site_python,
+    status,
+)
+
+# Logs in on a host as the site does, but for what is told; prints what the server says.
+LOG_IN = """
+import json, sys
+import environ, psycopg
+env = dict(line.rstrip().split("=", 1) for line in open(sys.argv[1]) if "=" in line)
+url = environ.Env.db_url_config(env["DATABASE_DIRECT_URL"])
+how = dict(host=sys.argv[2], port=5432, user=url["USER"], password=url["PASSWORD"],
+           dbname=url["NAME"], sslmode="require") | json.loads(sys.argv[3])
+try:
+    print(psycopg.connect(**how).execute("SELECT ssl FROM pg_stat_ssl"
+          " WHERE pid = pg_backend_pid()").fetchone())
+except psycopg.Error as error:
+    print(error)
+"""
 
 
 @pytest.fixture
@@ -24,24 +51,119 @@ def table(lab):
 
 
 def test_the_replica_has_what_the_primary_has(lab, table):
-    _primary, replica = primary_and_replica(lab)
+    primary, replica = primary_and_replica(lab)
     caught_up(lab, replica)
     assert psql(lab, replica, "SELECT count(*) FROM farm_test") == "500"
+    told = status(lab, replica)
+    assert (told["streaming"], told["behind_bytes"]) == (True, 0)
+    (slot,) = status(lab, primary)["slots"]
+    assert (slot["name"], slot["active"]) == (f"host_{replica}", True)
+
+
+def log_in(lab, host, **how):
+    """What a server says to who logs in with the site's password, and otherwise as told."""
+    python, env_file = site_python(lab)
+    address = lab.hosts[host].address
+    return lab.run(APP, python, "-", env_file, address, json.dumps(how), stdin=LOG_IN).stdout
+
+
+def test_a_site_comes_with_tls_to_its_own_database_only(lab):
+    primary, _replica = primary_and_replica(lab)
+    assert log_in(lab, primary) == "(True,)\n"
+    refused = {
+        "no encryption": {"sslmode": "disable"},
+        'no pg_hba.conf entry for host "': {"dbname": "postgres"},
+        'user "postgres"': {"user": "postgres"},
+        "password authentication failed": {"password": "wrong"},
+    }
+    for why, how in refused.items():
+        assert why in log_in(lab, primary, **how), how
+    ask = "SELECT count(*) FROM pg_authid WHERE rolpassword NOT LIKE 'SCRAM-SHA-256$%'"
+    assert psql(lab, primary, ask) == "0"
+
+
+@pytest.mark.parametrize(
+    ("setting", "way"),
+    [
+        ("{'version': 17}", "pg_upgradecluster 15 main"),
+        ("{'cluster': 'second'}", "pg_renamecluster 15 main second"),
+    ],
+)
+def test_no_empty_cluster_is_put_beside_a_full_one(lab, setting, way):
+    for host, place in zip(primary_and_replica(lab), ("primary", "replica"), strict=True):
+        folders = lab.run(host, "ls", "/var/lib/postgresql", "/etc/postgresql/15").stdout
+        other = f"pillar={{'overrides': {{'postgres': {setting}}}}}"
+        answer = call(lab, host, "state.single", f"database.{place}", "name=x", other)
+        (refused,) = answer.values()
+        assert (refused["result"], refused["changes"]) == (False, {}), refused
+        assert way in refused["comment"]
+        assert lab.run(host, "ls", "/var/lib/postgresql", "/etc/postgresql/15").stdout == folders
+
+
+def test_a_database_elsewhere_is_set_up_on_the_client_side_only(lab):
+    site = {
+        "repository": "git://master/newsroom.git",
+        "settings_module": "newsroom.settings.deploy",
+        "wsgi_module": "newsroom.wsgi",
+        "domains": ["elsewhere.lab"],
+        "database": {"host": "db.elsewhere.test"},
+    }
+    users = {"postgres": {"users": {"elsewhere": "its-password"}}}
+    keys = {"sites": {"elsewhere": {"secret_key": "k"}}, "redis": {"sites": {"elsewhere": "r"}}}
+    pillar = f"pillar={json.dumps({'sites': {'elsewhere': site}, 'secrets': users | keys})}"
+    for host in primary_and_replica(lab):
+        assert apply(lab, host, "postgres,pgbouncer", pillar, "test=True") == ({}, {})
+    failed, changed = apply(lab, APP, "django", pillar, "test=True")
+    assert not failed
+    assert {one.split("/")[1] for one in changed} == {"elsewhere"}
+    assert "django/elsewhere/environment" in changed
+
+
+def test_what_takes_the_time_is_told_and_reported(lab):
+    primary, _replica = primary_and_replica(lab)
+    psql(lab, primary, "SELECT pg_sleep(0.75)")
+    (one,) = [
+        s for s in call(lab, primary, "database.slowest", 500) if "pg_sleep" in s["statement"]
+    ]
+    assert one["mean_ms"] > 700
+    assert one["database"] == SITE
+    page = call(lab, primary, "database.report", "hours=1")
+    try:
+        told = lab.run(primary, "cat", page).stdout
+        assert "<title>pgBadger" in told
+        assert "pg_sleep(0.75)" in told.lower().replace("<b>", "").replace("</b>", "")
+    finally:
+        lab.run(primary, "rm", page)
+
+
+def test_backups_are_made_and_tried_by_timers(lab):
+    shown = lab.run(BACKUP, "systemctl", "list-timers", "--no-legend", "--no-pager").stdout
+    timers = {word for word in shown.split() if word.startswith("saltern-backup@")}
+    kinds = ("full", "diff", "dump", "seal", "uploads", "verify", "anonymise")
+    assert {f"saltern-backup@{kind}.timer" for kind in kinds} <= timers
+    when = lab.run(BACKUP, "systemctl", "cat", "saltern-backup@verify.timer").stdout
+    assert "OnCalendar=Sun " in when
+
+
+def test_backups_are_kept_for_two_weeks_at_least(lab):
+    less = "pillar={'overrides': {'backup': {'keep_days': 13}}}"
+    told = " ".join(call(lab, BACKUP, "state.apply", "backup", less, "test=True"))
+    assert "backup.keep_days" in told
+    kept = lab.run(BACKUP, "grep", "retention", "/etc/pgbackrest.conf").stdout.split()
+    assert kept == ["repo1-retention-full-type=time", "repo1-retention-full=14"]
 
 
 def test_a_dropped_table_comes_back(lab, table):
     moment = psql(lab, table, "SELECT date_trunc('second', now()) + '1 s'")
     time.sleep(2)
     psql(lab, table, "DROP TABLE farm_test")
-    done = lab.salt("backup1", "backup.restore", SITE, "table=farm_test", f"time={moment}")[
-        "backup1"
-    ]
+    done = call(lab, BACKUP, "backup.restore", SITE, "table=farm_test", f"time={moment}")
     assert done["rows"] == 500, done
     assert psql(lab, table, "SELECT count(*) FROM farm_test") == "500"
 
 
 def test_backups_are_verified_against_the_replica(lab, table):
-    done = lab.salt("backup1", "backup.verify")["backup1"]
+    done = call(lab, BACKUP, "backup.verify")
     assert done["ok"], done
     assert done["compared_with"] == primary_and_replica(lab)[1]
     assert done["rows"] >= 500

@@ -1,15 +1,20 @@
 """The road of a request through the farm: balancers, accelerators, web servers."""
 
+import concurrent.futures
 import json
 import re
 import time
 
 import pytest
 
+from tests.farm.database_farm import apply
 from tests.farm.visitors import visitors
+from tests.farm.waiting import until
+from tests.lab import network
 
 HOST = {"Host": "newsroom.lab"}
 SHARED = "198.18.0.5"
+ACCELERATORS = ("http://198.18.0.21:6081", "http://198.18.0.22:6081")
 NGINX = 8080
 
 
@@ -55,7 +60,7 @@ def test_a_request_is_found_by_its_name_in_every_layer(lab):
         told = json.loads(lines[0][lines[0].index("{") :])
         assert told["id"] == name
         assert int(told["status"]) == 200
-        assert told["client"].startswith("198.18."), told
+        assert told["client"] == str(network.HUB_ADDRESS), told
 
 
 def test_https_with_the_farms_own_authority(lab):
@@ -131,6 +136,64 @@ def test_an_app_host_is_drained_and_put_back(lab):
         lab.salt("cache*", "varnish.ready", "app1")
 
 
+def test_traffic_is_split_by_weight(lab):
+    def shares(name):
+        """How many of 40 requests through lb1 each accelerator was given."""
+        url = f"http://lb1/?flush-the-cache={name}-[1-40]-"
+        done = lab.on_hub("curl", "-sSf", "--noproxy", "*", "-H", "Host: newsroom.lab", url)
+        assert done.returncode == 0, done.stderr
+
+        def counted():
+            texts = [journal(lab, host, "-t", "varnish") for host in ("cache1", "cache2")]
+            found = [len(re.findall(f"flush-the-cache={name}-", text)) for text in texts]
+            return found if sum(found) == 40 else None
+
+        return until(20, counted)
+
+    stamp = time.time_ns()
+    assert abs(shares(f"even{stamp}")[0] - 20) <= 2
+    try:
+        given = lab.salt("lb*", "haproxy.weight", "cache1", "25")
+        assert [w["accelerators"]["cache1"]["weight"] for w in given.values()] == [25, 25]
+        assert abs(shares(f"fifth{stamp}")[0] - 8) <= 2
+        lab.salt("lb*", "service.reload", "haproxy")
+        time.sleep(1)
+        assert abs(shares(f"reloaded{stamp}")[0] - 8) <= 2
+    finally:
+        lab.salt("lb*", "haproxy.weight", "cache1", "100")
+
+
+def test_the_storage_is_what_the_ram_allows(lab):
+    for host, stats in lab.salt("cache*", "varnish.stats").items():
+        said = lab.salt(host, "settings.explain", "varnish", "storage")[host]["storage"]
+        size = re.match(r"(\d+)M \| tuned \|", said)[1]
+        assert stats["storage_used"] + stats["storage_free"] == int(size) << 20, said
+
+
+def test_warming_tells_how_far_it_is(lab):
+    pages = json.dumps([f"/slow/?seconds=1&warm={n}" for n in range(6)])
+    listen = ["timeout", "150", "salt-run", "state.event", "saltern/varnish/warm", "count=1"]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        told = pool.submit(lab.run, "master", *listen)
+        while not told.done():  # whoever listens takes a moment until it does
+            warmed = lab.salt("cache1", "varnish.warm", pages, "at_once=1")["cache1"]
+            assert (warmed["pages"], warmed["failed"]) == (6, []), warmed
+    told = told.result().stdout
+    assert re.search(r'"done": [1-5],', told), told
+    assert '"total": 6' in told
+
+
+def test_a_balancer_that_was_restarted_forgets_who_was_drained_once(lab):
+    lab.salt("lb2", "haproxy.drain", "cache2")
+    try:
+        lab.salt("lb2", "service.reload", "haproxy")
+    finally:
+        lab.salt("lb2", "haproxy.ready", "cache2")
+    lab.salt("lb2", "service.restart", "haproxy")
+    state = lab.salt("lb2", "haproxy.status", "accelerators")["lb2"]["accelerators"]["cache2"]
+    assert state["state"].startswith("UP")
+
+
 @pytest.mark.parametrize(
     ("target", "function", "arguments", "url"),
     [
@@ -151,51 +214,74 @@ def test_a_reload_fails_no_request(lab, target, function, arguments, url):
     assert seen.report["failed"] == 0, seen.report
 
 
-def test_a_bad_value_takes_nothing_down(lab):
-    before = lab.run("cache1", "sha256sum", "/etc/varnish/saltern.vcl").stdout
-    bad = json.dumps({"overrides": {"varnish": {"bypass_parameter": '"); } rubbish'}}})
-    said = lab.run(
-        "master",
-        "salt",
+# What a daemon refuses: the host, the pillar, the state that fails and its file.
+BAD = {
+    "haproxy": (
+        "lb1",
+        {"overrides": {"haproxy": {"old_farm": {"servers": {"old1": "198.18.0.9:x"}, "share": 1}}}},
+        "haproxy/config",
+        "haproxy.cfg",
+    ),
+    "keepalived": (
+        "lb1",
+        {"overrides": {"keepalived": {"address": "198.18.0.500/24"}}},
+        "keepalived/config",
+        "keepalived.conf",
+    ),
+    "nginx": (
+        "app1",
+        {"sites": {"newsroom": {"redirects": {"/old/": "/new; }"}}}},
+        "nginx/config",
+        "nginx.conf",
+    ),
+    "varnish": (
         "cache1",
-        "state.apply",
-        "varnish",
-        f"pillar={bad}",
-        "-t",
-        "60",
-        check=False,
-    )
-    assert said.returncode != 0
-    assert lab.run("cache1", "sha256sum", "/etc/varnish/saltern.vcl").stdout == before
-    assert lab.get("http://198.18.0.21:6081/", headers=HOST).status == 200
+        {"overrides": {"varnish": {"bypass_parameter": '"); } rubbish'}}},
+        "varnish/vcl",
+        "saltern.vcl",
+    ),
+}
 
 
-def test_the_shared_address_moves_within_three_seconds(lab):
+@pytest.mark.parametrize("service", BAD)
+def test_a_bad_value_takes_nothing_down(lab, service):
+    host, pillar, state, file = BAD[service]
+
+    def as_it_is():
+        text = lab.run(host, "sha256sum", f"/etc/{service}/{file}").stdout
+        return text, lab.run(host, "systemctl", "show", "-pMainPID,ActiveState", service).stdout
+
+    before = as_it_is()
+    failed, _ = apply(lab, host, service, f"pillar={json.dumps(pillar)}")
+    assert state in failed
+    assert as_it_is() == before
+    assert lab.get(f"http://{SHARED}/", headers=HOST).status == 200
+
+
+@pytest.mark.parametrize(("lose", "back"), [("cut", "mend"), ("kill", "start")])
+def test_the_shared_address_moves_within_three_seconds(lab, lose, back):
     def holder():
-        shown = {name: lab.run(name, "ip", "-o", "addr").stdout for name in ("lb1", "lb2")}
-        (name,) = (name for name, text in shown.items() if SHARED + "/" in text)
-        return name
+        on = [host.name for host in lab.lab.running() if "loadbalancer" in host.roles]
+        shown = {name: lab.run(name, "ip", "-o", "addr").stdout for name in on}
+        return [name for name, text in shown.items() if f" {SHARED}/" in text]
 
-    first = holder()
+    (first,) = holder()
+    (second,) = {"lb1", "lb2"} - {first}
     shared = f"http://{SHARED}/"
-    try:
-        with visitors(lab.lab, shared, rate=50, timeout=3.5, after=6) as seen:
-            lab.cut(first)
-        (second,) = {"lb1", "lb2"} - {first}
-        assert f" {SHARED}/" in lab.run(second, "ip", "-o", "addr").stdout
-        # Three seconds at 50 a second; those that were under way may have failed too.
-        assert seen.report["failed"] <= 160, seen.report
-        assert lab.get(shared, headers=HOST, timeout=3).status == 200
-        # Back, it knows no live server yet: it waits until it does before it takes the address.
-        with visitors(lab.lab, shared, rate=50, timeout=3.5, after=10) as seen:
-            lab.mend(first)
-        # What was under way when the address moved back is cut off; nothing is answered wrongly.
-        assert seen.report["failed"] <= 25, seen.report
-        wrong = [error for error in seen.report["errors"] if error.startswith("status")]
-        assert not wrong, seen.report
-        assert holder() == first
-    finally:
-        lab.mend(first)
+    with visitors(lab.lab, shared, rate=50, timeout=3.5, after=6) as seen:
+        getattr(lab, lose)(first)
+    assert second in holder()
+    # Three seconds at 50 a second; those that were under way may have failed too.
+    assert seen.report["failed"] <= 160, seen.report
+    assert lab.get(shared, headers=HOST, timeout=3).status == 200
+    # Back, it knows no live server yet: it waits until it does before it takes the address.
+    with visitors(lab.lab, shared, rate=50, timeout=3.5, after=10) as seen:
+        getattr(lab, back)(first)
+    # What was under way when the address moved back is cut off; nothing is answered wrongly.
+    assert seen.report["failed"] <= 25, seen.report
+    wrong = [error for error in seen.report["errors"] if error.startswith("status")]
+    assert not wrong, seen.report
+    assert holder() == [first]
 
 
 @pytest.mark.parametrize("lose", ["cut", "kill"])
@@ -224,14 +310,22 @@ def test_an_app_host_is_lost(lab, lose):
 
 @pytest.mark.drill
 def test_every_app_host_is_lost(lab):
-    kept = "http://198.18.0.21:6081/"
-    assert lab.get(kept, headers=HOST).status == 200
+    home = lab.get("http://lb1/", headers=HOST).body
+    pages = ["/", *dict.fromkeys(re.findall(r'href="(/(?:articles|sections)/[^"#?]+)"', home))]
+    assert len(pages) > 10, pages
+    for host, warmed in lab.salt("cache*", "varnish.warm", json.dumps(pages)).items():
+        assert (warmed["pages"], warmed["failed"]) == (len(pages), []), (host, warmed)
     for host in ("app1", "app2"):
         lab.kill(host)
     try:
-        time.sleep(30)  # longer than the page's own time
-        statuses = {lab.get(kept, headers=HOST).status for _ in range(50)}
-        assert statuses == {200}
+        time.sleep(35)  # longer than the pages' own time and `grace_healthy`
+        answers = {
+            (url, path): lab.get(url + path, headers=HOST)
+            for url in ("http://lb1", "http://lb2", *ACCELERATORS)
+            for path in pages
+        }
+        assert {answer.status for answer in answers.values()} == {200}
+        assert {answer.headers["x-cache"] for answer in answers.values()} == {"stale"}
         missing = lab.get("http://lb1/never-asked-before/", headers=HOST)
         assert missing.status == 503
         assert "<h1>Back in a moment</h1>" in missing.body

@@ -1,12 +1,15 @@
 """Hosts as one who wants to get in finds them: SSH, accounts, sandboxes, the kernel, the audit."""
 
 import json
+import pathlib
 import re
 import subprocess
+import sys
 import time
 
 import pytest
 
+from tests.farm.waiting import until
 from tests.lab import network
 
 HOST, ADDRESS = "lb2", "198.18.0.12"
@@ -37,14 +40,6 @@ def operator(tmp_path):
     return {"operators": {"grace": {"keys": [public]}}}, command
 
 
-def applied(lab, host, states, pillar=None, fails=False):
-    """Run some states on a host; returns what Salt printed."""
-    given = [f"pillar={json.dumps(pillar)}"] if pillar else []
-    done = lab.run("master", "salt", host, "state.apply", states, *given, "-t", "120", check=False)
-    assert bool(done.returncode) is fails, done.stdout
-    return done.stdout
-
-
 def greeting(lab, address, port):
     """What a port says first to a client on the network; nothing if it can't be reached."""
     said = lab.on_hub("timeout", "5", "bash", "-c", f"head -c 7 </dev/tcp/{address}/{port}")
@@ -53,7 +48,7 @@ def greeting(lab, address, port):
 
 def test_an_operator_logs_in_by_key_becomes_root_and_leaves_for_good(lab, operator):
     pillar, command = operator
-    applied(lab, HOST, "accounts,ssh", pillar)
+    lab.apply(HOST, "accounts,ssh", pillar)
     assert lab.on_hub(*command("grace", "sudo", "-n", "id", "-u")).stdout == b"0\n"
     assert b"publickey" in lab.on_hub(*command("root", "true")).stderr
     assert b"publickey" in lab.on_hub(*command("ada", "true")).stderr  # it isn't her key
@@ -70,7 +65,7 @@ def test_an_operator_logs_in_by_key_becomes_root_and_leaves_for_good(lab, operat
             assert time.monotonic() < deadline, "the session never began"
             time.sleep(0.2)
         assert lab.salt(HOST, "accounts.leavers") == {HOST: {"grace": False}}
-        applied(lab, HOST, "accounts,ssh")
+        lab.apply(HOST, "accounts,ssh")
         assert session.wait(30) != 0
     finally:
         session.kill()
@@ -86,9 +81,36 @@ def test_an_operator_logs_in_by_key_becomes_root_and_leaves_for_good(lab, operat
 
 def test_an_operator_may_not_take_the_name_of_an_account_of_the_system(lab):
     bad = {"operators": {"haproxy": {"keys": []}, "Ada Lovelace": {}}}
-    said = applied(lab, HOST, "accounts", bad, fails=True)
+    said = lab.apply(HOST, "accounts", bad, fails=True)
     assert "operators.haproxy is an account of the system's own: choose another name." in said
     assert "operators.Ada Lovelace isn't a name for an account" in said
+
+
+def test_only_operators_may_log_in(lab, operator):
+    """Somebody has an account and a key, and is no operator."""
+    pillar, command = operator
+    keys = "/etc/ssh/authorized_keys.d/stranger"
+    lab.run(HOST, "useradd", "--create-home", "--shell", "/bin/sh", "stranger")
+    try:
+        lab.run(HOST, "tee", keys, stdin=pillar["operators"]["grace"]["keys"][0] + "\n")
+        assert b"publickey" in lab.on_hub(*command("stranger", "true")).stderr
+        log = ["journalctl", "-q", "-u", "ssh", "--since=-60s"]
+        until(30, lambda: "User stranger " in lab.run(HOST, *log).stdout)
+        assert "not listed in AllowUsers" in lab.run(HOST, *log).stdout
+    finally:
+        lab.run(HOST, "userdel", "--remove", "stranger", check=False)
+        lab.run(HOST, "rm", "-f", keys)
+
+
+def test_a_site_has_no_shell_and_writes_its_uploads_only(lab):
+    user = "site-newsroom"
+    assert lab.run("app1", "getent", "passwd", user).stdout.strip().endswith(":/usr/sbin/nologin")
+    look = ["find", "/srv", "/etc", "/opt", "/usr/local", "/home", "/root", "-writable"]
+    look += ["!", "-type", "l"]
+    found = lab.run("app1", "runuser", "-u", user, "--", *look, check=False).stdout.splitlines()
+    media = "/srv/sites/newsroom/shared/media"
+    assert media in found
+    assert [path for path in found if not f"{path}/".startswith(f"{media}/")] == []
 
 
 def test_root_has_no_password(lab):
@@ -101,18 +123,18 @@ def test_ssh_that_would_not_answer_stays_as_it_was(lab):
     """The port that is asked for belongs to the accelerator."""
     before = lab.run("cache2", "cat", "/etc/ssh/sshd_config").stdout
     taken = {"overrides": {"ssh": {"port": 6081}}}
-    said = applied(lab, "cache2", "ssh", taken, fails=True)
+    said = lab.apply("cache2", "ssh", taken, fails=True)
     assert "sshd doesn't answer on port 6081" in said
     assert lab.run("cache2", "cat", "/etc/ssh/sshd_config").stdout == before
     assert greeting(lab, lab.hosts["cache2"].address, 22) == "SSH-2.0"
-    applied(lab, "cache2", "ssh")
+    lab.apply("cache2", "ssh")
 
 
 def test_ssh_moves_to_another_port_and_back(lab):
-    applied(lab, HOST, "ssh,firewall", {"overrides": {"ssh": {"port": 2222}}})
+    lab.apply(HOST, "ssh,firewall", {"overrides": {"ssh": {"port": 2222}}})
     assert greeting(lab, ADDRESS, 2222) == "SSH-2.0"
     assert greeting(lab, ADDRESS, 22) == ""
-    applied(lab, HOST, "ssh,firewall")
+    lab.apply(HOST, "ssh,firewall")
     assert greeting(lab, ADDRESS, 22) == "SSH-2.0"
     assert greeting(lab, ADDRESS, 2222) == ""
 
@@ -142,6 +164,93 @@ def test_the_kernel_follows_and_what_a_container_may_not_set_is_said(lab):
     assert kernel["changes"] == {"net.core.somaxconn": {"old": "1000", "new": "4096"}}
     assert "Left alone, as they can't be written here: " in kernel["comment"]
     assert "vm.swappiness" in kernel["comment"]
+
+
+def files(lab, host, name):
+    """How many files a process of this name may have open."""
+    pid = lab.run(host, "pgrep", "--newest", "--full", name).stdout.strip()
+    told = lab.run(
+        host, "prlimit", f"--pid={pid}", "--nofile", "--raw", "--noheadings", "-o", "SOFT"
+    )
+    return int(told.stdout)
+
+
+def test_daemons_may_open_the_files_that_were_computed(lab):
+    nginx = lab.salt("app1", "settings.get", "nginx")["app1"]
+    assert files(lab, "app1", "nginx: worker") == nginx["open_files"]
+    haproxy = lab.salt("lb1", "settings.get", "haproxy")["lb1"]
+    assert files(lab, "lb1", "/usr/sbin/haproxy") >= 2 * haproxy["maxconn"]
+
+
+def test_the_journal_has_an_end(lab):
+    said = lab.run("app1", "journalctl", "-q", "-u", "systemd-journald", "-o", "cat").stdout
+    limits = re.findall(r"System Journal \(\S+\) is \S+, max (\S+),", said)
+    assert limits[-1] == "1.0G"
+
+
+def test_a_container_leaves_the_clock_to_its_machine_and_says_so(lab):
+    states = lab.salt(HOST, "state.apply", "os")[HOST]
+    (clock,) = (state for state in states.values() if state["__id__"] == "os/time")
+    assert "has that of its machine" in clock["comment"]
+    left = lab.salt(HOST, "harden.audit")[HOST]["left_out"]
+    assert left["the clock is right"] == "a container has the clock of its machine"
+
+
+# So that chrony, which is set up here as on a host of its own, leaves the machine's clock alone.
+LOOKS_ONLY = """
+mkdir -p /etc/systemd/system/chrony.service.d
+printf '[Service]\\nExecStart=\\nExecStart=!/usr/sbin/chronyd -F 1 -x\\n' \\
+    >/etc/systemd/system/chrony.service.d/lab.conf
+systemctl daemon-reload
+"""
+TOLD = "/etc/salt/minion.d/lab-time.conf"
+NO_CHRONY = f"""
+apt-get purge -y -qq chrony >/dev/null
+rm -rf /etc/systemd/system/chrony.service.d /etc/chrony {TOLD}
+systemctl daemon-reload
+"""
+
+
+@pytest.mark.drill
+def test_elsewhere_the_time_comes_from_the_servers_that_are_named(lab):
+    """The state as it is for hosts with a clock of their own, and a real chrony that asks."""
+    script = pathlib.Path(__file__).with_name("time_server.py")
+    address = str(network.HUB_ADDRESS)
+    server = subprocess.Popen(network.on_hub(lab.lab.name, [sys.executable, str(script), address]))
+    hardware = lab.salt(HOST, "grains.get", "hardware")[HOST]
+    named = json.dumps({"overrides": {"os": {"time_servers": [address]}}})
+
+    def applied():
+        """Salt as the host itself calls it, told what kind of host it is."""
+        command = ["salt-call", "--out=json", "state.apply", "os", f"pillar={named}"]
+        return json.loads(lab.run(HOST, *command).stdout)["local"].values()
+
+    try:
+        lab.run(HOST, "sh", "-c", LOOKS_ONLY)
+        kind = {"grains": {"hardware": {**hardware, "kind": "virtual"}}}
+        lab.run(HOST, "tee", TOLD, stdin=json.dumps(kind))
+        first = applied()
+        assert [state["comment"] for state in first if not state["result"]] == []
+        told = until(60, lambda: tracked(lab, address))
+        assert told["leap"] == "Normal"
+        assert int(told["stratum"]) == 2
+        assert abs(float(told["offset"])) < 1
+        sources = lab.run(HOST, "chronyc", "-n", "-c", "sources").stdout.splitlines()
+        assert [line.split(",")[2] for line in sources] == [address]
+        assert [state["__id__"] for state in applied() if state["changes"]] == []
+    finally:
+        server.terminate()
+        server.wait()
+        lab.run(HOST, "sh", "-c", NO_CHRONY)
+        lab.apply(HOST, "os")
+
+
+def tracked(lab, address):
+    """What chrony says of the time, once it takes it from this address."""
+    names = ["id", "address", "stratum", "time", "offset"]
+    words = lab.run(HOST, "chronyc", "-n", "-c", "tracking", check=False).stdout.strip().split(",")
+    found = dict(zip(names, words, strict=False)) | {"leap": words[-1]}
+    return found if found.get("address") == address else None
 
 
 def test_names(lab):

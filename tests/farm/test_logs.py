@@ -1,12 +1,27 @@
 """The farm's logs: every layer of a request in one place, and nothing lost on the way there."""
 
+import contextlib
 import json
+import pathlib
+import re
+import subprocess
+import sys
 import time
 
 import pytest
+import yaml
+
+from tests.farm.conftest import CHECKOUT
+from tests.farm.waiting import until
+from tests.lab import network
 
 HOST = {"Host": "newsroom.lab"}
 KEEPER = "log1"
+# Where everything is passed on to: a client's place on the network, outside of the farm.
+RECEIVERS = pathlib.Path(__file__).with_name("receivers.py")
+OUTSIDE, PORT = str(network.HUB_ADDRESS), 6514
+AUTHORITY, NAME = "/etc/rsyslog/outside.crt", "logs.outside.example"
+REFUSED = "/var/log/saltern-elasticsearch.json"
 FOLDER = "/var/log/farm"
 # Says numbered lines with a time between them: name, how many at most, seconds between.
 SPEAKER = """
@@ -156,3 +171,146 @@ def test_nothing_is_lost_in_five_minutes(lab):
     for host, (lines, missing) in lost(lab, down=300).items():
         assert lines > 1000, host
         assert missing == 0, host
+
+
+@contextlib.contextmanager
+def receiver(lab, *words):
+    """A receiver outside of the farm takes what comes, until it is ended in the midst of it."""
+    command = [sys.executable, RECEIVERS, *words]
+    process = subprocess.Popen(network.on_hub(lab.lab.name, list(map(str, command))))
+    try:
+        until(30, lambda: lab.on_hub("ss", "-Hlntu", f"sport = :{PORT}").stdout, every=0.2)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def passing_on(lab, **settings):
+    """The log host passes on what it gets, by these settings."""
+    try:
+        lab.apply(KEEPER, "rsyslog", {"overrides": {"rsyslog": settings}})
+        yield
+    finally:
+        lab.apply(KEEPER, "rsyslog")
+
+
+@pytest.fixture
+def certificate(lab, tmp_path):
+    """A certificate with its key, in a file; the log host knows who signed it."""
+    path, key = tmp_path / "server.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+            "-keyout", key, "-out", path, "-subj", f"/CN={NAME}",
+            "-addext", f"subjectAltName=DNS:{NAME}",
+        ],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    lab.run(KEEPER, "tee", AUTHORITY, stdin=path.read_text())
+    path.write_text(path.read_text() + key.read_text())
+    yield path
+    lab.run(KEEPER, "rm", AUTHORITY)
+
+
+def said_now(lab, name, count=50):
+    """A host says so many numbered lines under a name of their own, all in the log host's files."""
+    name = f"{name}{time.time_ns()}"
+    speak(lab, "app1", name, count, 0)
+    until(120, lambda: numbers(lab, "app1", name) == set(range(count)))
+    return name
+
+
+def came(file, name):
+    """The numbers of a speaker's lines that came to a receiver, in the order in which they did."""
+    text = file.read_text() if file.exists() else ""
+    return [
+        int(n)
+        for line in text.splitlines()
+        if name in line
+        for n in re.findall(r"line (\d+)", line)
+    ]
+
+
+def all_came(file, name, count=50):
+    """Every line of a speaker comes, and each once."""
+    until(90, lambda: len(came(file, name)) >= count)
+    assert sorted(came(file, name)) == list(range(count))
+
+
+@pytest.mark.parametrize("transport", ["tls", "tcp", "udp"])
+def test_an_outside_syslog_server_is_told_everything(lab, tmp_path, certificate, transport):
+    file = tmp_path / "lines"
+    words = ["syslog", PORT, file, "--transport", transport, "--certificate", certificate]
+    where = {"host": OUTSIDE, "port": PORT, "transport": transport}
+    where |= {"name": NAME, "authorities": AUTHORITY}
+    with passing_on(lab, outside=where):
+        with receiver(lab, *words):
+            name = said_now(lab, "early")
+            all_came(file, name)
+        line = next(line for line in file.read_text().splitlines() if name in line)
+        form = rf"<\d+>1 \d{{4}}-\d\d-\d\dT[\d:.]+\+00:00 app1 {name} \d+ - - ?line 0"
+        assert re.fullmatch(form, line), line
+        if transport == "udp":
+            return  # nobody asks whether it arrives
+        name = said_now(lab, "away")
+        time.sleep(10)
+        with receiver(lab, *words):
+            all_came(file, name)
+
+
+def test_an_outside_syslog_server_of_another_name_is_told_nothing(lab, tmp_path, certificate):
+    file, log = tmp_path / "lines", f"{FOLDER}/{KEEPER}/rsyslogd.log"
+    words = ["syslog", PORT, file, "--transport", "tls", "--certificate", certificate]
+    where = {"host": OUTSIDE, "port": PORT, "name": "other.example", "authorities": AUTHORITY}
+    before = lab.run(KEEPER, "cat", log, check=False).stdout
+    with receiver(lab, *words), passing_on(lab, outside=where):
+        said_now(lab, "secret")
+        now = until(60, lambda: lab.run(KEEPER, "cat", log).stdout.removeprefix(before))
+        until(60, lambda: NAME in lab.run(KEEPER, "cat", log).stdout.removeprefix(before))
+    assert not file.exists(), now
+
+
+def noted(lab, name):
+    """How many of a speaker's lines stand in the file of what Elasticsearch refused."""
+    return lab.run(KEEPER, "grep", "-Fo", name, REFUSED, check=False).stdout.count(name)
+
+
+def test_elasticsearch_is_told_everything(lab, tmp_path):
+    """What stands in for it is in receivers.py, which says what it can't be."""
+    file = tmp_path / "documents"
+    busy = file.with_name("documents.busy")
+    secrets = CHECKOUT / "pillar/environments/lab/secrets/elasticsearch.sls"
+    password = yaml.safe_load(secrets.read_text())["secrets"]["elasticsearch"]["password"]
+    words = ["bulk", PORT, file, "--user", "saltern", "--password", password]
+    servers = {"servers": [f"http://{OUTSIDE}:{PORT}"], "user": "saltern"}
+    with passing_on(lab, elasticsearch=servers):
+        with receiver(lab, *words):
+            name = said_now(lab, "early")
+            all_came(file, name)
+        found = [json.loads(line) for line in file.read_text().splitlines()]
+        (first,) = (one for one in found if one["program"] == name and "line 0" in one["message"])
+        day = first["@timestamp"].partition("T")[0].replace("-", ".")
+        assert first.pop("@timestamp") and first.pop("message").strip() == "line 0"
+        facts = {"index": f"saltern-{day}", "host": "app1", "program": name, "severity": "info"}
+        assert first == facts
+        name = said_now(lab, "away")
+        time.sleep(10)
+        with receiver(lab, *words):
+            all_came(file, name)
+            busy.write_text("429")
+            name = said_now(lab, "toomany")
+            time.sleep(5)
+            busy.unlink()
+            all_came(file, name)
+            # What is refused for good isn't sent again, but noted; likewise what an error answers.
+            busy.write_text("400")
+            name = said_now(lab, "odd")
+            until(60, lambda: len(came(file, name)) + noted(lab, name) == 50)
+            assert noted(lab, name)
+            busy.write_text("503")
+            name = said_now(lab, "starting")
+            until(60, lambda: noted(lab, name) == 50)
+            assert came(file, name) == []

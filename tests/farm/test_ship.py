@@ -115,13 +115,12 @@ BROKEN = {
     "missing dependency": ({"requirements.txt": "django==99.99\n"}, "build"),
     "failing check": (
         {
-            "articles/checks.py": """
+            "articles/__init__.py": """
                 from django.core.checks import Error, register
                 @register(deploy=True)
                 def never(app_configs, **kwargs):
                     return [Error("never like this")]
             """,
-            "articles/templatetags/__init__.py": "import articles.checks\n",
         },
         "static",
     ),

@@ -1,11 +1,16 @@
 """A MariaDB server for tests."""
 
+import contextlib
 import os
+import pathlib
 import subprocess
+import tempfile
+import types
 
 from tests.functional.apphost import free_port
 from tests.functional.box import wait_for
 
+LOGGING = ["log_bin=binlog", "log_slave_updates=1", "gtid_strict_mode=1", "skip_name_resolve=1"]
 OPENSSL = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -keyout key -out cert"
 
 
@@ -55,3 +60,28 @@ class Server:
     def close(self):
         self.process.terminate()
         self.process.wait()
+
+
+@contextlib.contextmanager
+def pair():
+    """
+    A primary on 127.0.0.1 and its replica on 127.0.0.2, on the same port; the user ``backup``, with
+    the password ``pw``, may do everything on both.
+    """
+    with tempfile.TemporaryDirectory(prefix="saltern-") as folder, contextlib.ExitStack() as stack:
+        folders = [pathlib.Path(folder, name) for name in ("m1", "m2")]
+        for one in folders:
+            one.mkdir()
+        primary = Server(folders[0], *LOGGING, "server_id=1")
+        stack.callback(primary.close)
+        address = ["bind_address=127.0.0.2", f"port={primary.port}", "read_only=1"]
+        replica = Server(folders[1], *LOGGING, *address, "server_id=2")
+        stack.callback(replica.close)
+        replica.sql(
+            f"CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT={primary.port},"
+            " MASTER_USER='backup', MASTER_PASSWORD='pw', MASTER_USE_GTID=slave_pos"
+        )
+        primary.sql("CREATE USER backup@'127.0.0.%' IDENTIFIED BY 'pw'")
+        primary.sql("GRANT ALL ON *.* TO backup@'127.0.0.%'")
+        replica.sql("START SLAVE")
+        yield types.SimpleNamespace(primary=primary, replica=replica)

@@ -65,13 +65,13 @@ def self_signed(folder, name):
     return key, certificate
 
 
-def pillar(site=None, **overrides):
-    """The pillar of this farm: what a test wants different is merged in."""
+def pillar(site=None, others=None, **overrides):
+    """The pillar of this farm: what a test wants different is merged in; further sites by name."""
     merged = salt.utils.dictupdate.merge(OVERRIDES, overrides)
     return {
         "environment": "lab",
         "hosts": HOSTS,
-        "sites": {"paper": {**SITE, **(site or {})}},
+        "sites": {"paper": {**SITE, **(site or {})}, **(others or {})},
         "overrides": merged,
         "secrets": {},
     }
@@ -224,7 +224,7 @@ class Road:
             "-s", "malloc,16M", "-p", "thread_pool_min=10", "-p", "vsl_space=8M",
         )  # fmt: skip
         until(lambda: get("/.saltern/varnish", at=(address, VARNISH)).status == 200)
-        until(lambda: self.healthy(name) == len(APPS))
+        until(lambda: self.healthy(name) == len(APPS) * len(self.told["sites"]))
 
     def write_vcl(self, name):
         modules = functions(name, self.told, self.folder)
@@ -255,7 +255,7 @@ class Road:
         for status in (400, 403, 408, 429, 500, 502, 503, 504):
             page = render(modules, "haproxy/files/error.http", status=status)
             (errors / f"saltern-{status}.http").write_text(page)
-        self._certificate()
+        self._certificates()
         text = render(modules, "haproxy/files/haproxy.cfg")
         for path, here in {
             "/etc/haproxy/": f"{self.folder}/",
@@ -269,13 +269,14 @@ class Road:
         configuration.write_text(text)
         return configuration
 
-    def _certificate(self):
-        certificates = self.folder / "certificates"
-        certificates.mkdir(exist_ok=True)
-        if any(certificates.iterdir()):
+    def _certificates(self):
+        folder = self.folder / "certificates"
+        folder.mkdir(exist_ok=True)
+        if any(folder.iterdir()):
             return
-        key, certificate = self_signed(self.folder, "DNS:paper.lab")
-        (certificates / "paper.pem").write_text(certificate.read_text() + key.read_text())
+        for name, site in self.told["sites"].items():
+            key, certificate = self_signed(self.folder, f"DNS:{site['domains'][0]}")
+            (folder / f"{name}.pem").write_text(certificate.read_text() + key.read_text())
 
     def kill(self, name):
         """End one of the daemons without a warning."""

@@ -1,60 +1,32 @@
 """A certificate by ACME: a real ACME server asks the real HAProxy for the proof."""
 
-import json
 import os
 import signal
-import ssl
 import subprocess
 import sys
-import urllib.request
 
 import pytest
 
 from tests.functional import road as roads
+from tests.functional.pebble import Pebble
 from tests.functional.road import BALANCER, until
 
 TOOL = roads.CHECKOUT / "salt" / "haproxy" / "files" / "certificates.py"
-DIRECTORY, DNS = "127.55.0.51:15000", "127.55.0.51:15053"
 
 
 @pytest.fixture
 def acme(tmp_path):
-    """Pebble, which finds every name at the balancer; what it needs to be trusted in the road."""
-    (tmp_path / "pebble").mkdir()
-    key, certificate = roads.self_signed(tmp_path / "pebble", "IP:127.55.0.51")
-    configuration = tmp_path / "pebble.json"
-    settings = {
-        "listenAddress": DIRECTORY,
-        "certificate": str(certificate),
-        "privateKey": str(key),
-        "httpPort": roads.WEB,
-        "tlsPort": roads.TLS,
-    }
-    configuration.write_text(json.dumps({"pebble": settings}))
-    log = (tmp_path / "pebble.log").open("w")
-    environment = {**os.environ, "PEBBLE_VA_NOSLEEP": "1"}
-    started = [
-        subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        for command in (
-            ["pebble-challtestsrv", "-defaultIPv4", BALANCER, "-defaultIPv6", "", "-http01", "",
-             "-https01", "", "-tlsalpn01", "", "-dns01", DNS, "-management", "127.55.0.51:15055"],
-            ["pebble", "-config", str(configuration), "-dnsserver", DNS],
-        )
-    ]  # fmt: skip
-    trusted = ssl.create_default_context(cafile=certificate)
-    until(lambda: urllib.request.urlopen(f"https://{DIRECTORY}/dir", context=trusted))
-    yield certificate
-    for process in started:
-        process.terminate()
-        process.wait(10)
-    log.close()
+    """Pebble, which finds every name at the balancer."""
+    server = Pebble(tmp_path, "127.55.0.51", BALANCER, (roads.WEB, roads.TLS))
+    yield server
+    server.stop()
 
 
 @pytest.fixture
-def road(tmp_path):
+def road(tmp_path, acme):
     told = roads.pillar(
         {"tls": {"certificate": "acme", "force": True}},
-        haproxy={"acme": {"directory": f"https://{DIRECTORY}/dir", "contact": "ops@paper.lab"}},
+        haproxy={"acme": {"directory": acme.directory, "contact": "ops@paper.lab"}},
     )
     made = subprocess.run(["openssl", "genrsa", "2048"], capture_output=True, text=True, check=True)
     told["secrets"] = {"haproxy": {"acme_account_key": made.stdout}}
@@ -84,7 +56,7 @@ sys.exit(tool.main())
 """
     return subprocess.run(
         [sys.executable, "-c", script, *options],
-        capture_output=True, text=True, env={**os.environ, "SSL_CERT_FILE": str(acme)},
+        capture_output=True, text=True, env={**os.environ, "SSL_CERT_FILE": str(acme.authority)},
     )  # fmt: skip
 
 

@@ -1,14 +1,19 @@
 """MariaDB: the states' users, databases and settings on a real server; the example site on it."""
 
+import contextlib
 import importlib.util
 import pathlib
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.parse
 
 import pytest
+from salt.exceptions import CommandExecutionError
 
+from tests.functional import mariadb
+from tests.functional.box import wait_for
 from tests.functional.mariadb import Server
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -122,3 +127,62 @@ def test_the_site_passes_its_own_tests_on_it(states, server):
     )
     assert done.returncode == 0, done.stderr
     assert "\nOK" in done.stderr
+
+
+def on(server, monkeypatch, tmp_path, peers):
+    """The execution module on one of a pair's hosts; ``peers`` answers for the other one."""
+    monkeypatch.setenv("MYSQL_UNIX_PORT", str(server.socket))
+    module = load("_modules", __opts__={"id": server.folder.name}, __salt__={})
+    module.FENCE, module.CONFIG = tmp_path / server.folder.name, tmp_path / "none"
+    module.peers, module._systemctl = peers, lambda verb: server.close()
+    return module
+
+
+def test_a_fenced_primary_leaves_nothing_behind(monkeypatch, tmp_path):
+    with mariadb.pair() as pair:
+        sql = pair.primary.sql
+        sql("CREATE DATABASE paper; CREATE TABLE paper.post (id INT PRIMARY KEY)")
+        # As a site, which may not write to a server that takes no writes.
+        sql("REVOKE READ_ONLY ADMIN ON *.* FROM backup@'127.0.0.%'")
+        login = ["--no-defaults", f"--port={pair.primary.port}", "--host=127.0.0.1"]
+        writer = subprocess.Popen(
+            ["mariadb", *login, "--user=backup", "--password=pw", "--unbuffered", "-fBN"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        # The statement after an acknowledged one tells its number: -f goes on after errors.
+        feed = "".join(f"INSERT INTO paper.post VALUES ({n}); SELECT row_count(), {n};\n"
+                       for n in range(60000))  # fmt: skip
+        threading.Thread(target=fed, args=(writer, feed), daemon=True).start()
+        wait_for(lambda: sql("SELECT count(*) > 200 FROM paper.post") == "1", what="writes")
+        writes = [{"id": "m1", "answers": True, "writes": True}]
+        replica = on(pair.replica, monkeypatch, tmp_path, lambda: writes)
+        with pytest.raises(CommandExecutionError, match=r"salt m1 mariadb\.fence"):
+            replica.promote()
+        with pytest.raises(CommandExecutionError, match="takes no writes"):
+            replica.fence()
+        gone = [{"id": "m2", "answers": False, "reason": "it is off"}]
+        with pytest.raises(CommandExecutionError, match="m2: it is off"):
+            on(pair.primary, monkeypatch, tmp_path, lambda: gone).fence(wait=1)
+        assert sql("SELECT @@read_only") == "0"
+        told = on(pair.primary, monkeypatch, tmp_path, lambda: follower(pair.replica)).fence()
+        said = writer.communicate()[0].splitlines()
+        acknowledged = {line.split("\t")[1] for line in said if line.startswith("1\t")}
+        assert len(acknowledged) >= 200
+        assert (tmp_path / "m1").exists()
+        gone = [{"id": "m1", "answers": False, "reason": "it is off"}]
+        replica = on(pair.replica, monkeypatch, tmp_path, lambda: gone)
+        with pytest.raises(CommandExecutionError, match="may take writes"):
+            replica.promote()
+        done = replica.promote(told["gtid"])
+        assert (done["state"], done["read_only"]) == ("primary", False)
+        assert acknowledged <= set(pair.replica.sql("SELECT id FROM paper.post").split())
+
+
+def follower(server):
+    place = server.sql("SELECT @@gtid_current_pos")
+    return [{"id": server.folder.name, "answers": True, "writes": False, "gtid": place}]
+
+
+def fed(writer, text):
+    with contextlib.suppress(OSError, ValueError):
+        writer.stdin.write(text)

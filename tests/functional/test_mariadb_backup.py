@@ -2,47 +2,25 @@
 
 import json
 import os
-import pathlib
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 import types
 
 import pytest
 
-from tests.functional import backup_program
+from tests.functional import backup_program, mariadb
 from tests.functional.box import wait_for
-from tests.functional.mariadb import Server
 
 SITE = "paper"
-LOGGING = ["log_bin=binlog", "log_slave_updates=1", "gtid_strict_mode=1", "skip_name_resolve=1"]
 
 
 @pytest.fixture(scope="module")
 def pair():
-    """A primary on 127.0.0.1 and its replica on 127.0.0.2, on the same port."""
-    with tempfile.TemporaryDirectory(prefix="saltern-") as folder:
-        folders = [pathlib.Path(folder, name) for name in ("m1", "m2")]
-        for one in folders:
-            one.mkdir()
-        primary = Server(folders[0], *LOGGING, "server_id=1")
-        address = ["bind_address=127.0.0.2", f"port={primary.port}", "read_only=1"]
-        replica = Server(folders[1], *LOGGING, *address, "server_id=2")
-        replica.sql(
-            f"CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT={primary.port},"
-            " MASTER_USER='backup', MASTER_PASSWORD='pw', MASTER_USE_GTID=slave_pos"
-        )
-        primary.sql("CREATE USER backup@'127.0.0.%' IDENTIFIED BY 'pw'")
-        primary.sql("GRANT ALL ON *.* TO backup@'127.0.0.%'")
-        primary.sql(f"CREATE DATABASE {SITE}")
-        replica.sql("START SLAVE")
-        try:
-            yield types.SimpleNamespace(primary=primary, replica=replica)
-        finally:
-            replica.close()
-            primary.close()
+    with mariadb.pair() as found:
+        found.primary.sql(f"CREATE DATABASE {SITE}")
+        yield found
 
 
 @pytest.fixture
@@ -96,7 +74,8 @@ def receiving(folder):
 
 @pytest.fixture
 def general(tmp_path):
-    return {"dumps": str(tmp_path / "repository"), "keep_days": 14, "s3": None}
+    repository = str(tmp_path / "repository")
+    return {"databases": [{"id": "db1"}], "dumps": repository, "keep_days": 14, "s3": None}
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The road when something on it dies, is drained, reloaded or told to do otherwise."""
 
+import concurrent.futures
 import signal
+import subprocess
 import threading
 import time
 
@@ -8,7 +10,7 @@ import pytest
 from salt.exceptions import CommandExecutionError
 
 from tests.functional import road as roads
-from tests.functional.road import ACCELERATORS, BALANCER, get, until
+from tests.functional.road import ACCELERATORS, APPS, BALANCER, get, until
 
 SESSION = "sessionid=s"
 
@@ -17,8 +19,8 @@ SESSION = "sessionid=s"
 def start(tmp_path):
     started = []
 
-    def start(accelerators=("cache1", "cache2"), site=None, hosts=None, **overrides):
-        told = roads.pillar(site, **overrides)
+    def start(accelerators=("cache1", "cache2"), site=None, hosts=None, others=None, **overrides):
+        told = roads.pillar(site, others, **overrides)
         told["hosts"] = hosts or told["hosts"]
         road = roads.Road(tmp_path, told)
         started.append(road)
@@ -211,6 +213,133 @@ def test_draining_and_weighing_a_host(start, haproxy):
     for _ in range(6):
         get("/form/", method="POST", body="x")
     assert not road.apps[0].seen
+
+
+def forms_at_once(road, count, clients):
+    """Send forms, so many at once; how many each app host got."""
+    for app in road.apps:
+        app.seen.clear()
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        answers = list(pool.map(lambda _: get("/form/", method="POST", body="x"), range(count)))
+    assert {answer.status for answer in answers} == {200}
+    return [len(app.seen) for app in road.apps]
+
+
+def test_weights_of_the_pillar(start):
+    road = start(haproxy={"weights": {"app1": 25}})
+    assert forms_at_once(road, 20, 1) == [4, 16]
+
+
+def test_the_host_with_the_fewest_at_work_is_asked(start):
+    road = start(haproxy={"balance": "leastconn"})
+    road.apps[0].slow = 0.5
+    busy, idle = forms_at_once(road, 40, 4)
+    assert busy * 3 < idle
+
+
+def test_a_host_that_comes_back_starts_slowly(start, haproxy):
+    road = start(haproxy={"balance": "leastconn", "slow_start": "10s"})
+    for app in road.apps:
+        app.slow = 0.05
+
+    def state():
+        return haproxy.status("site_paper")["site_paper"]["app1"]["state"]
+
+    assert abs(forms_at_once(road, 60, 10)[0] - 30) <= 10, "who started together shares evenly"
+    road.apps[0].well = False
+    until(lambda: state() == "DOWN", 20)
+    road.apps[0].well = True
+    until(lambda: state() == "UP", 20)
+    assert forms_at_once(road, 60, 10)[0] <= 12
+    until(lambda: forms_at_once(road, 60, 10)[0] >= 22, 30)
+
+
+MAGAZINE = {
+    **roads.SITE,
+    "domains": ["magazine.lab"],
+    "redirect_domains": ["old.magazine.lab"],
+    "redirects": {},
+    "health": "/up/",
+    "tls": {"certificate": "pillar", "force": True, "hsts": "1h"},
+    "cache": {"session_cookie": "magazine_session", "early_404": False, "esi": True},
+}
+
+
+@pytest.fixture
+def two_sites(start):
+    """A paper with plain HTTP and HTTPS beside a magazine that forces HTTPS."""
+    return start(site={"tls": {"certificate": "pillar"}}, others={"magazine": MAGAZINE})
+
+
+def magazine(path, **how):
+    """Ask the second site as a visitor does."""
+    return get(path, "magazine.lab", at=(BALANCER, roads.TLS), tls=True, **how)
+
+
+def test_two_sites_keep_their_own_rules(two_sites):
+    assert get("/").status == 200
+    assert "Strict-Transport-Security" not in get("/", tls=True, at=(BALANCER, roads.TLS)).headers
+    moved = get("/x/", "magazine.lab")
+    assert (moved.status, moved.headers["Location"]) == (301, "https://magazine.lab/x/")
+    assert magazine("/x/").headers["Strict-Transport-Security"] == "max-age=3600"
+    old = get("/y/", "old.magazine.lab", at=(ACCELERATORS[0], roads.VARNISH))
+    assert (old.status, old.headers["Location"]) == (301, "https://magazine.lab/y/")
+    assert get("/old/").status == 301
+    assert magazine("/old/").status == 200, "a redirect of the other site"
+    assert get("/picture.jpg").headers["X-Cache"] == "synth"
+    assert "/picture.jpg from app" in magazine("/picture.jpg").text
+    for name in ("paper.lab", "magazine.lab"):
+        shown = subprocess.run(
+            ["openssl", "s_client", "-connect", f"{BALANCER}:{roads.TLS}", "-servername", name],
+            input="", capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        assert f"subject=CN = {name}" in shown
+
+
+def test_two_sites_share_a_cache_and_no_page(two_sites):
+    at = (ACCELERATORS[0], roads.VARNISH)
+
+    def caches(path, host, **headers):
+        return get(path, host, at=at, X_Forwarded_Proto="https", **headers).headers["X-Cache"]
+
+    for app in two_sites.apps:
+        app.behaviour["/p/"] = (200, {"Cache-Control": "max-age=60"}, "<p><esi:include src='/q/'/>")
+        app.behaviour["/q/"] = (200, {"Cache-Control": "max-age=60"}, "part")
+    assert [caches("/p/", host) for host in ("paper.lab", "magazine.lab") * 2] == [
+        "miss", "miss", "hit", "hit"
+    ]  # fmt: skip
+    assert "esi:include" in get("/p/", at=at, X_Forwarded_Proto="https").text
+    assert get("/p/", "magazine.lab", at=at, X_Forwarded_Proto="https").text == "<p>part"
+    assert caches("/p/", "magazine.lab", Cookie="sessionid=s") == "hit", "no cookie of this site"
+    assert caches("/p/", "magazine.lab", Cookie="magazine_session=s") == "pass"
+    assert get("/p/", method="PURGE", at=at, source=APPS[0]).status == 200
+    assert caches("/p/", "magazine.lab") == "hit"
+    assert caches("/p/", "paper.lab") == "miss"
+    banned = get("/", "magazine.lab", "BAN", at, source=APPS[0], X_Ban_Pattern=".")
+    assert banned.status == 200
+    assert caches("/p/", "magazine.lab") == "miss"
+    assert caches("/p/", "paper.lab") == "hit"
+
+
+def test_a_site_that_is_ill_leaves_the_other_alone(two_sites, haproxy):
+    ill, well = two_sites.apps
+    for app in two_sites.apps:
+        app.behaviour["/form/"] = (200, {}, app.name)
+    ill.behaviour["/up/"] = (503, {}, "ill")
+
+    def states(site):
+        return {
+            name: s["state"] for name, s in haproxy.status(f"site_{site}")[f"site_{site}"].items()
+        }
+
+    until(lambda: states("magazine") == {"app1": "DOWN", "app2": "UP"}, 20)
+    assert states("paper") == {"app1": "UP", "app2": "UP"}
+    sent = {magazine("/form/", method="POST", body="x").text for _ in range(6)}
+    assert sent == {well.name}
+    assert {get("/form/", method="POST", body="x").text for _ in range(6)} == {"app1", "app2"}
+    well.behaviour["/up/"] = (503, {}, "ill")
+    until(lambda: magazine("/form/", method="POST", body="x").status == 503, 20)
+    assert get("/form/", method="POST", body="x").status == 200
 
 
 def test_what_the_balancer_does_not_know(start, haproxy):

@@ -14,6 +14,12 @@ from tests.lab import cgroups, network
 from tests.lab.commands import LabError, UsageError, remove, run
 
 CHECKOUT = "/srv/saltern"
+# Runs its arguments again whenever they end because the host reboots: systemd-nspawn leaves that
+# to whoever started it. The first argument is what puts it into the host's control groups.
+POWERED = """
+join=$1; shift
+while sh -c "$join"'exec "$@"' sh "$@"; [ $? -eq 133 ]; do :; done
+"""
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -170,7 +176,7 @@ class Host:
         environment = dict(ENVIRONMENT, SYSTEMD_NSPAWN_API_VFS_WRITABLE="network")
         with (self.folder / "console.log").open("a") as console:
             subprocess.Popen(
-                ["sh", "-c", join + 'exec "$@"', "sh", *command],
+                ["sh", "-c", POWERED, "sh", join, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,

@@ -63,6 +63,7 @@ PACKAGES = {
     "functional": [
         "acme-tiny",
         "brotli",
+        "curl",
         "gcc",
         "git",
         "haproxy",
@@ -84,7 +85,8 @@ PACKAGES = {
         "uwsgi-plugin-python3",
         "varnish",
     ],
-    "farm": [],
+    # Certificates for the farm: by a Pebble on its network, and by an authority of the tests' own.
+    "farm": ["openssl", "pebble"],
 }
 FREE_DISK_GIB = 6
 # How long another apt on the machine is waited for. [s]

@@ -70,6 +70,16 @@ def _farm(**hosts):
     }
 
 
+def _away(transport):
+    """A log host that passes everything on: to a syslog server and to Elasticsearch."""
+    rsyslog = {
+        "outside": {"host": "logs.example", "transport": transport},
+        "elasticsearch": {"servers": ["https://search.example:9200"], "user": "saltern"},
+    }
+    settings = {"settings": {"rsyslog": rsyslog}}
+    return {name: facts | settings for name, facts in _farm(log=["log"]).items()}
+
+
 def _lab():
     return yaml.safe_load((tree.ROOT / "pillar/environments/lab/hosts.yaml").read_text())["hosts"]
 
@@ -98,6 +108,8 @@ FARMS = {
         data1=["database", "cache"],
         data2=["database", "cache", "broker"],
     ),
+    # Logs that leave the farm.
+    **{f"away-{transport}": _away(transport) for transport in ("tls", "tcp", "udp")},
 }
 
 

@@ -173,6 +173,19 @@ def test_clearing_forgets_one_sites_part_of_memcached(memcached):
     assert told.stats()["items"] == 2
 
 
+def test_memcached_tells_how_well_it_does(memcached):
+    told = module("memcached", memcached={"port": memcached})
+    fresh = told.stats()
+    assert (fresh["hit_rate"], fresh["fill"], fresh["evictions"]) == (None, 0, 0)
+    value = "x" * 900_000
+    much = [f"set shop:1:{n} 0 0 {len(value)}\r\n{value}" for n in range(100)]
+    told._talk("\r\n".join([*much, "get shop:1:99", "get shop:1:0", "get shop:1:1", "mn"]), "MN")
+    full = told.stats()
+    assert full["hit_rate"] == 33.3
+    assert full["fill"] > 80
+    assert full["evictions"] == 100 - full["items"] > 0
+
+
 def test_a_memcached_that_is_down_is_named(memcached):
     told = module("memcached", memcached={"port": 1})
     with pytest.raises(CommandExecutionError, match=r"doesn't answer at 127\.0\.0\.1:1: .*refused"):

@@ -32,7 +32,8 @@ def tool(tmp_path, monkeypatch):
 
 
 def plan(tool, **sites):
-    tool.PLAN.write_text(json.dumps({"environment": "lab", "sites": sites, "acme": {}}))
+    acme = {"directory": "https://acme.lab/dir", "contact": None}
+    tool.PLAN.write_text(json.dumps({"environment": "lab", "sites": sites, "acme": acme}))
 
 
 def site(*domains, source="authority"):
@@ -96,6 +97,24 @@ def test_a_site_with_acme_begins_with_one_of_its_own(tool):
     assert not tool.reloads
     assert call(tool, "--first", "--check") == 0
     assert call(tool, "--check") == 1, "the real one is still to be fetched"
+    plan(tool, paper=site("paper.lab", "new.paper.lab", source="acme"))
+    assert call(tool, "--first", "--check") == 0, "a good one is not replaced by one of its own"
+
+
+def test_another_source_makes_it_due(tool, authority):
+    plan(tool, paper=site("paper.lab"))
+    call(tool)
+    plan(tool, paper=site("paper.lab", source="acme"))
+    assert call(tool, "--check") == 1
+    assert call(tool, "--first", "--check") == 0, "HAProxy can start with the one that is there"
+    plan(tool, paper=site("paper.lab"))
+    assert call(tool, "--check") == 0
+    # As after a time with one from the pillar, by the same name.
+    pem = tool.FOLDER / "paper.pem"
+    tool.run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+             "-nodes", "-subj", "/", "-addext", "subjectAltName=DNS:paper.lab", "-days", "90",
+             "-keyout", pem.with_suffix(".key"), "-out", pem)  # fmt: skip
+    assert call(tool, "--check") == 1
 
 
 def test_a_missing_key_is_named(tool, capsys):

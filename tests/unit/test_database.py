@@ -34,7 +34,7 @@ def state(found, peers=(), others=(), test=False):
         "database.status": lambda: found,
         "database.peers": lambda: list(peers),
         "database.others": lambda: list(others),
-        "database.cluster": lambda: {"version": 17},
+        "database.cluster": lambda: {"version": 17, "name": "main"},
         "database.create": lambda: done.append("create"),
         "database.clone": lambda: done.append("clone") or {"result": "copied"},
         "database.rejoin": lambda: done.append("rejoin") or {"result": "rewound"},
@@ -104,6 +104,7 @@ def test_test_mode_creates_nothing():
     ("found", "peers", "others", "word"),
     [
         ({"state": "absent"}, [], ["15/main"], "pg_upgradecluster 15 main"),
+        ({"state": "absent"}, [], ["17/old"], "pg_renamecluster 17 old main"),
         ({"state": "absent"}, [WRITER], [], "db2 takes the writes"),
         ({"state": "absent"}, [REPLICA], [], "salt-run database.promote db2"),
         ({"state": "replica"}, [REPLICA], [], "salt-run database.promote db1"),

@@ -43,6 +43,21 @@ def test_hours_that_are_none_are_refused():
         updates._inside("at night", datetime.datetime.now(datetime.timezone.utc))
 
 
+def test_a_host_may_reboot_within_its_hours_or_by_force(monkeypatch):
+    now = datetime.datetime.now(datetime.timezone.utc)
+    before, after = now - datetime.timedelta(hours=2), now - datetime.timedelta(hours=1)
+    window = f"{before:%H:%M}-{after:%H:%M}"
+    settings = {"updates": {"window": window}}
+    monkeypatch.setattr(updates, "__salt__", {"settings.get": settings.get}, raising=False)
+    monkeypatch.setattr(updates, "__context__", {}, raising=False)
+    assert updates.may_reboot() == f"Hosts may reboot between {window} UTC only; or: force=True."
+    assert updates.__context__ == {"retcode": 1}
+    with pytest.raises(CommandExecutionError, match="UTC only"):
+        updates.reboot()
+    settings["updates"]["window"] = f"{after:%H:%M}-{before:%H:%M}"
+    assert updates.may_reboot() is True
+
+
 def test_balancers_come_last_and_each_host_where_the_last_of_its_roles_stands():
     runner = load("_runners/updates.py")
     farm = runner._Farm.__new__(runner._Farm)
@@ -53,6 +68,7 @@ def test_balancers_come_last_and_each_host_where_the_last_of_its_roles_stands():
         "worker1": ["worker", "broker"],
         "bare": [],
         "log1": ["log"],
+        "db2": ["mariadb"],
     }
     order = sorted(farm.roles, key=farm._place)
-    assert order == ["bare", "log1", "worker1", "app1", "all", "lb1"]
+    assert order == ["bare", "log1", "db2", "worker1", "app1", "all", "lb1"]

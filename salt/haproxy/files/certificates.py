@@ -5,14 +5,15 @@ Make, fetch and renew the certificates that this balancer looks after itself.
 
 /etc/haproxy/certificates.json names the sites and where each one's certificate comes from:
 `authority` signs here with /etc/haproxy/private/authority_key.pem, `acme` asks an ACME server (by
-acme-tiny; HAProxy answers the challenge itself). What is valid for another 30 days and names the
-right domains is left alone. HAProxy is reloaded if anything changed.
+acme-tiny; HAProxy answers the challenge itself). What is valid for another 30 days, names the
+right domains and came from there is left alone. HAProxy is reloaded if anything changed.
 
   --check   change nothing; exit 1 if there is something to do
   --first   only what HAProxy needs in order to start: sites with ACME get a self-signed one
 """
 
 import argparse
+import hashlib
 import json
 import os
 import pathlib
@@ -39,7 +40,7 @@ def main():
     options.add_argument("--first", action="store_true")
     options = options.parse_args()
     plan = json.loads(PLAN.read_text())
-    due = [name for name in plan["sites"] if is_due(name, plan["sites"][name], options.first)]
+    due = [name for name in plan["sites"] if is_due(name, plan, options.first)]
     if options.check:
         return 1 if due else 0
 
@@ -57,14 +58,18 @@ def main():
     return 1 if failures else 0
 
 
-def is_due(name, site, first):
+def is_due(name, plan, first):
     """Whether a site needs a new certificate."""
-    pem = FOLDER / f"{name}.pem"
-    if not pem.exists() or names_of(pem) != set(site["domains"]):
+    site, pem, note = plan["sites"][name], FOLDER / f"{name}.pem", note_of(name)
+    if not pem.exists():
+        return True
+    if first and site["source"] == "acme":
+        return False  # visitors trust the one that is there rather than one of our own
+    if names_of(pem) != set(site["domains"]):
         return True
     if first:
         return False
-    if issuer_of(pem) == subject_of(pem):
+    if not note.exists() or note.read_text() != origin(pem, name, plan):
         return True
     return not succeeds("openssl", "x509", "-noout", "-checkend", str(RENEW_BEFORE), "-in", pem)
 
@@ -87,7 +92,22 @@ def renew(name, plan, first):
                         "-copy_extensions", "copyall")  # fmt: skip
         else:
             chain = ask_acme(request, plan["acme"])
-        replace(FOLDER / f"{name}.pem", chain + key.read_text())
+        pem = FOLDER / f"{name}.pem"
+        replace(pem, chain + key.read_text())
+        if not first or site["source"] == "authority":
+            replace(note_of(name), origin(pem, name, plan))
+
+
+def note_of(name):
+    """The file that says where a site's certificate came from, and which one that was."""
+    return PRIVATE / f"{name}.origin"
+
+
+def origin(pem, name, plan):
+    """What is noted of a certificate, if it is from where the plan has it from."""
+    source = plan["sites"][name]["source"]
+    server = plan["acme"]["directory"] if source == "acme" else ""
+    return f"{source} {server} {hashlib.sha256(pem.read_bytes()).hexdigest()}\n"
 
 
 def sign(request, environment, folder):
@@ -141,14 +161,6 @@ def names_of(pem):
 
 def public_key_of(pem):
     return run("openssl", "x509", "-noout", "-pubkey", "-in", pem)
-
-
-def issuer_of(pem):
-    return run("openssl", "x509", "-noout", "-issuer_hash", "-in", pem)
-
-
-def subject_of(pem):
-    return run("openssl", "x509", "-noout", "-subject_hash", "-in", pem)
 
 
 def replace(path, text):

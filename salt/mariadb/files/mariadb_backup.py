@@ -118,6 +118,8 @@ def forget_log(days):
 
 def verify(general, options):
     """Restore the newest backup, start it, and compare it with a replica."""
+    if not general["databases"]:  # else that is done with PostgreSQL's
+        core.uploads_restic(general, "check", "--read-data", "--quiet")
     began, sites = time.monotonic(), plan()["sites"]
     replica = next((host for host in answering() if not host["writes"]), None)
     place, truth = None, {}
