@@ -210,7 +210,7 @@ def check(fresh=True):
     services = __salt__["inventory.services"]()
     found = {"ok": True, "services": services, "sites": sorted(host.sites)}
     promised = {name: host.services[name].values for name in services if name in host.services}
-    warnings = __salt__["tuning.warnings"](_hardware(), _tenants(), promised, _site_count())
+    warnings = __salt__["tuning.warnings"](_hardware(), _tenants(), promised, _site_count(host))
     return {**found, "warnings": warnings} if warnings else found
 
 
@@ -329,7 +329,7 @@ def _fill(host):
         return
     for name in mine:
         if name in host.services:
-            host.services[name] = _tuned(host.services[name], name)
+            host.services[name] = _tuned(host.services[name], name, _site_count(host, name))
 
 
 def _fill_sites(host, files):
@@ -379,12 +379,12 @@ def _os_layers(files, service):
     return layers
 
 
-def _tuned(service, name):
+def _tuned(service, name, sites):
     """A service's settings with each ``auto`` computed."""
     auto = [key for key, known in service.schema.items() if known.auto]
     if not auto:
         return service
-    computed = __salt__[f"tuning.{name}"](_hardware(), _tenants(), service.values, _site_count())
+    computed = __salt__[f"tuning.{name}"](_hardware(), _tenants(), service.values, sites)
     values, origins, why = dict(service.values), dict(service.origins), {}
     for key in auto:
         if key not in computed:
@@ -404,8 +404,18 @@ def _tenants():
     return __salt__["inventory.services"]() + master
 
 
-def _site_count():
-    return max(1, len(__pillar__.get("sites") or {}))
+def _site_count(host, service=None):
+    """How many sites share a service; the pooler serves those whose database lies behind it."""
+    sites = list(host.sites.values())
+    if service == "pgbouncer":
+        sites = [
+            site
+            for site in sites
+            if site["database.engine"] == "postgres"
+            and site["database.pooled"]
+            and not site["database.host"]
+        ]
+    return max(1, len(sites))
 
 
 def _hardware():

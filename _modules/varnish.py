@@ -299,12 +299,13 @@ def warm(source, site=None, at_once=4, scheme="http"):
     targets = list(dict.fromkeys(_target(url, site) for url in _urls(source, site, scheme)))
     if not targets:
         raise CommandExecutionError(f"{source!r} names no page.")
+    port = _port()  # Salt's own dictionaries are not there in threads
     found = {"miss": 0, "hit": 0}
     failed = []
     told = started
     with concurrent.futures.ThreadPoolExecutor(max(1, int(at_once))) as pool:
         for done, (target, answer) in enumerate(
-            zip(targets, pool.map(lambda t: _look(t, scheme), targets), strict=False), 1
+            zip(targets, pool.map(lambda t: _look(t, scheme, port), targets), strict=False), 1
         ):
             status, cache = answer
             if status < 400:
@@ -333,10 +334,10 @@ def _tell(done, total, seconds):
         )
 
 
-def _look(target, scheme):
+def _look(target, scheme, port):
     """Ask for a page as an anonymous visitor would; its status and whether it was kept."""
     try:
-        status, _, headers = _request("GET", *target, {"X-Forwarded-Proto": scheme})
+        status, _, headers = _request("GET", *target, {"X-Forwarded-Proto": scheme}, port=port)
     except CommandExecutionError:
         return 599, ""
     return status, headers.get("X-Cache", "")
@@ -393,9 +394,13 @@ def _site(name):
     return __salt__["sites.get"](name)
 
 
-def _request(method, host, path, headers=None, body=False):
+def _port():
+    return __salt__["settings.get"]("varnish")["port"]
+
+
+def _request(method, host, path, headers=None, body=False, port=None):
     """Ask this host's Varnish; status, reason and headers, or the body in place of these."""
-    port = __salt__["settings.get"]("varnish")["port"]
+    port = port or _port()
     connection = http.client.HTTPConnection(_ADDRESS, port, timeout=70)
     asked = {"Host": host, "Accept-Encoding": "identity" if body else "gzip", **(headers or {})}
     try:

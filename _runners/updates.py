@@ -20,6 +20,8 @@ _WRITES = ("database", "mariadb")
 _SETTLE = 3
 # Seconds within which a host that has rebooted must be well, and be asked again.
 _PATIENCE = 120
+# How to ask a host that may not hear: it isn't waited for, but asked again.
+_BRIEFLY = {"timeout": 10, "gather_job_timeout": 10}
 
 
 def roll(environment=None, hosts="*", security=False, reboot="needed", force=False, timeout=900):
@@ -158,12 +160,11 @@ class _Farm:
     def tell(self, text):
         print(f"[{time.monotonic() - self.began:6.1f} s] {text}", file=sys.stderr, flush=True)
 
-    def call(self, host, function, *arguments, timeout=60):
+    def call(self, host, function, *arguments, timeout=60, **options):
         """What a function on a host returns; an error of it is an error here."""
-        said = self.client.cmd(
-            [host], function, arguments, tgt_type="list", timeout=timeout, full_return=True
-        ).get(host)
-        if not isinstance(said, dict):
+        options = {"tgt_type": "list", "timeout": timeout, "full_return": True, **options}
+        said = self.client.cmd([host], function, arguments, **options).get(host)
+        if not isinstance(said, dict) or "ret" not in said:
             raise CommandExecutionError(f"{host} gave no answer to {function}.")
         if said.get("retcode"):
             raise CommandExecutionError(f"{host}: {said['ret']}")
@@ -271,19 +272,20 @@ class _Farm:
         deadline = time.monotonic() + self.timeout
         while time.monotonic() < deadline:
             time.sleep(1)
-            # A host that is down is not waited for, but asked again.
-            said = self.client.cmd(
-                [host], "updates.boot", tgt_type="list", timeout=3, gather_job_timeout=3
-            ).get(host)
-            if isinstance(said, str) and said != before:
+            try:
+                now = str(self.call(host, "updates.boot", **_BRIEFLY))
+            except CommandExecutionError:
+                continue
+            # What was just ended answers, too, but not with the id of a boot.
+            if now != before and re.fullmatch(r"[0-9a-f-]{36}", now):
                 return
         raise CommandExecutionError(f"{host} didn't come back within {self.timeout} s.")
 
     def _see_that_all_is_well(self, host):
         """Wait until all of a host's units run and its sites answer."""
-        self._wait(lambda: self.call(host, "updates.healthy"))
+        self._wait(lambda: self.call(host, "updates.healthy", **_BRIEFLY))
         for site in self.call(host, "sites.list") if "app" in self.roles[host] else ():
-            self._wait(lambda site=site: self.call(host, "deploy.healthy", site))
+            self._wait(lambda site=site: self.call(host, "deploy.healthy", site, **_BRIEFLY))
 
     def _wait(self, look):
         """Look again and again until that raises nothing any more."""

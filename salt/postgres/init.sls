@@ -4,6 +4,8 @@
 {%- set folder = '/etc/postgresql/' ~ postgres.version ~ '/' ~ postgres.cluster %}
 {%- set unit = 'postgresql@' ~ postgres.version ~ '-' ~ postgres.cluster %}
 {%- set primary = salt['inventory.address']() == salt['inventory.primary']() %}
+{#- One that is missing is told before anything is done. #}
+{%- do salt['sites.secret']('postgres', 'replication') %}
 
 # The package must not make a cluster of its own: ours is tuned before its first start.
 postgres/no-default-cluster:

@@ -78,6 +78,13 @@ varnish/log:
     - name: saltern-varnish-log
     - enable: False
 {%- else %}
+  # By whom it is wanted is read when it is enabled, not when systemd reads units again.
+  cmd.run:
+    - name: systemctl reenable saltern-varnish-log
+    - onchanges:
+      - file: varnish/log/unit
+    - require:
+      - module: varnish/log/unit
   service.running:
     - name: saltern-varnish-log
     - enable: True

@@ -34,12 +34,12 @@ OURS, DEBIANS = "ours", "Debian's"
 UNITS = {"M": 1 << 20, "G": 1 << 30}
 REPORTS = {
     "sort": "SELECT count(*) FROM (SELECT row_number() OVER (ORDER BY note, id) FROM orders"
-    " WHERE id <= 250000) AS sorted",
+    " WHERE id <= 100000) AS sorted",
     "group": "SELECT count(*) FROM (SELECT customer, sum(amount), max(placed) FROM orders"
     " GROUP BY customer) AS grouped",
     "join": "SELECT count(*), sum(o.amount) FROM orders o JOIN customers c ON c.id = o.customer"
     " WHERE c.name < 'f'",
-    "distinct": "SELECT count(DISTINCT note) FROM orders WHERE id <= 250000",
+    "distinct": "SELECT count(DISTINCT note) FROM orders WHERE id <= 100000",
 }
 ORDERS = """
 CREATE TABLE customers AS SELECT i AS id, md5(i::text) AS name FROM generate_series(1, 200000) i;

@@ -164,5 +164,5 @@ def test_certificates_are_fetched_and_renewed_by_acme_unnoticed(lab, farms_own, 
             until(30, lambda h=host: served(lab, h) != first[h])
             assert of_pebble(lab, host)
             asked = lab.run(other, "journalctl", "-q", "-o", "cat", "-t", "haproxy", "--since=-60s")
-            assert "/.well-known/acme-challenge/" in asked.stdout
+            assert "acme-challenge" in asked.stdout
     assert_nobody_failed(seen)

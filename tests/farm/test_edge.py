@@ -172,26 +172,27 @@ def test_the_storage_is_what_the_ram_allows(lab):
 
 def test_warming_tells_how_far_it_is(lab):
     pages = json.dumps([f"/slow/?seconds=1&warm={n}" for n in range(6)])
-    listen = ["timeout", "150", "salt-run", "state.event", "saltern/varnish/warm", "count=1"]
+    listen = ["timeout", "120", "salt-run", "state.event", "saltern/varnish/warm", "count=1"]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         told = pool.submit(lab.run, "master", *listen)
-        while not told.done():  # whoever listens takes a moment until it does
+        time.sleep(3)  # whoever listens takes a moment until it does
+        for _ in range(3):
             warmed = lab.salt("cache1", "varnish.warm", pages, "at_once=1")["cache1"]
             assert (warmed["pages"], warmed["failed"]) == (6, []), warmed
-    told = told.result().stdout
-    assert re.search(r'"done": [1-5],', told), told
-    assert '"total": 6' in told
+            if told.done():
+                break
+    assert re.search(r'"done": [1-5],', told.result().stdout), told.result().stdout
+    assert '"total": 6' in told.result().stdout
 
 
-def test_a_balancer_that_was_restarted_forgets_who_was_drained_once(lab):
-    lab.salt("lb2", "haproxy.drain", "cache2")
+def test_what_stops_with_varnish_starts_with_it(lab):
+    lab.salt("lb*", "haproxy.drain", "cache2")
     try:
-        lab.salt("lb2", "service.reload", "haproxy")
+        lab.run("cache2", "systemctl", "stop", "varnish")
+        lab.run("cache2", "systemctl", "start", "varnish")
+        until(20, lambda: lab.salt("cache2", "service.status", "saltern-varnish-log")["cache2"])
     finally:
-        lab.salt("lb2", "haproxy.ready", "cache2")
-    lab.salt("lb2", "service.restart", "haproxy")
-    state = lab.salt("lb2", "haproxy.status", "accelerators")["lb2"]["accelerators"]["cache2"]
-    assert state["state"].startswith("UP")
+        lab.salt("lb*", "haproxy.ready", "cache2")
 
 
 @pytest.mark.parametrize(

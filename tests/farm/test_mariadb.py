@@ -1,7 +1,7 @@
 """
-A site on MariaDB, on a farm of its own: app host, primary, replica, backup host. The site is served
-and passes its own tests, backups are restored and verified, the writes move to the replica, and no
-acknowledged row is missing.
+A site on MariaDB, on a small farm of its own: primary, replica, and a host for the site and the
+backups. The site is served and passes its own tests, backups are restored and verified, the writes
+move to the replica, and no acknowledged row is missing.
 """
 
 import contextlib
@@ -15,7 +15,6 @@ import pytest
 from tests.farm import farms
 from tests.farm.database_farm import (
     APP,
-    BACKUP,
     SITE,
     apply,
     call,
@@ -28,17 +27,17 @@ from tests.lab.commands import LabError
 
 pytestmark = pytest.mark.drill
 
-PRIMARY, REPLICA = "maria1", "maria2"
-HOSTS = {
-    PRIMARY: {"address": "198.18.0.81", "roles": ["mariadb"]},
-    REPLICA: {"address": "198.18.0.82", "roles": ["mariadb"]},
+PRIMARY, REPLICA, BACKUP = "maria1", "maria2", APP
+SERVERS = {
+    PRIMARY: {"address": "198.18.0.81", "roles": ["mariadb"], "lab": {"memory": "768M"}},
+    REPLICA: {"address": "198.18.0.82", "roles": ["mariadb"], "lab": {"memory": "768M"}},
 }
-HERE = ("master", APP, BACKUP)
 
 
 @pytest.fixture(scope="module")
 def maria():
-    hosts = {name: farms.environment("hosts")["hosts"][name] for name in HERE} | HOSTS
+    known = farms.environment("hosts")["hosts"]
+    hosts = {"master": known["master"], APP: known[APP] | {"roles": ["app", "backup"]}} | SERVERS
     site = copy.deepcopy(farms.environment("sites")["sites"][SITE])
     # What other roles do for a site isn't wanted here.
     for key in ("celery_app", "queues", "beat", "anonymise"):
@@ -61,7 +60,7 @@ def status(lab, host):
 
 def places(lab):
     """The host that takes writes, and the one that follows it."""
-    states = {host: status(lab, host)["state"] for host in HOSTS}
+    states = {host: status(lab, host)["state"] for host in SERVERS}
     assert sorted(states.values()) == ["primary", "replica"], states
     return sorted(states, key=states.get)
 
@@ -184,7 +183,7 @@ def test_no_empty_primary_is_put_beside_a_replica_with_data(maria):
 def moved(lab, host):
     """What an operator does after a promotion: the pillar names the host, the sites are told."""
     lab.change(overrides={"mariadb": {"primary": host}})
-    for one, services in ((host, "mariadb"), (APP, "django,uwsgi"), (BACKUP, "backup")):
+    for one, services in ((host, "mariadb"), (APP, "django,uwsgi,backup")):
         failed, _changed = apply(lab, one, services)
         assert not failed
 

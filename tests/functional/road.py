@@ -218,10 +218,12 @@ class Road:
     def start_varnish(self, name):
         address = HOSTS[name]["address"]
         vcl = self.write_vcl(name)
+        # On a host it listens there, too, for its own module; here one alone can.
+        local = ["-a", f"local=127.0.0.1:{VARNISH},HTTP"] if address == ACCELERATORS[0] else []
         self.processes[name] = self._spawn(
             "varnishd", "-j", "none", "-F", "-n", str(self.folder / name), "-f", str(vcl),
             "-a", f"http={address}:{VARNISH},HTTP", "-a", f"proxy={address}:6086,PROXY",
-            "-s", "malloc,16M", "-p", "thread_pool_min=10", "-p", "vsl_space=8M",
+            "-s", "malloc,16M", "-p", "thread_pool_min=10", "-p", "vsl_space=8M", *local,
         )  # fmt: skip
         until(lambda: get("/.saltern/varnish", at=(address, VARNISH)).status == 200)
         until(lambda: self.healthy(name) == len(APPS) * len(self.told["sites"]))

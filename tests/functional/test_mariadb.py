@@ -1,13 +1,11 @@
 """MariaDB: the states' users, databases and settings on a real server; the example site on it."""
 
-import contextlib
 import importlib.util
 import json
 import pathlib
 import subprocess
 import sys
 import tempfile
-import threading
 import urllib.parse
 
 import pytest
@@ -196,15 +194,16 @@ def test_a_fenced_primary_leaves_nothing_behind(monkeypatch, tmp_path):
         sql("CREATE DATABASE paper; CREATE TABLE paper.post (id INT PRIMARY KEY)")
         # As a site, which may not write to a server that takes no writes.
         sql("REVOKE READ_ONLY ADMIN ON *.* FROM backup@'127.0.0.%'")
-        login = ["--no-defaults", f"--port={pair.primary.port}", "--host=127.0.0.1"]
-        writer = subprocess.Popen(
-            ["mariadb", *login, "--user=backup", "--password=pw", "--unbuffered", "-fBN"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
         # The statement after an acknowledged one tells its number: -f goes on after errors.
-        feed = "".join(f"INSERT INTO paper.post VALUES ({n}); SELECT row_count(), {n};\n"
-                       for n in range(60000))  # fmt: skip
-        threading.Thread(target=fed, args=(writer, feed), daemon=True).start()
+        feed, told = tmp_path / "feed", tmp_path / "told"
+        one = "INSERT INTO paper.post VALUES ({0}); SELECT row_count(), {0};\n"
+        feed.write_text("".join(map(one.format, range(200_000))))
+        login = ["--no-defaults", f"--port={pair.primary.port}", "--host=127.0.0.1"]
+        login += ["--user=backup", "--password=pw", "--unbuffered", "-fBN"]
+        with feed.open() as source, told.open("w") as target:
+            writer = subprocess.Popen(
+                ["mariadb", *login], stdin=source, stdout=target, stderr=subprocess.DEVNULL
+            )
         wait_for(lambda: sql("SELECT count(*) > 200 FROM paper.post") == "1", what="writes")
         writes = [{"id": "m1", "answers": True, "writes": True}]
         replica = on(pair.replica, monkeypatch, tmp_path, lambda: writes)
@@ -216,16 +215,19 @@ def test_a_fenced_primary_leaves_nothing_behind(monkeypatch, tmp_path):
         with pytest.raises(CommandExecutionError, match="m2: it is off"):
             on(pair.primary, monkeypatch, tmp_path, lambda: gone).fence(wait=1)
         assert sql("SELECT @@read_only") == "0"
-        told = on(pair.primary, monkeypatch, tmp_path, lambda: follower(pair.replica)).fence()
-        said = writer.communicate()[0].splitlines()
-        acknowledged = {line.split("\t")[1] for line in said if line.startswith("1\t")}
+        fenced = on(pair.primary, monkeypatch, tmp_path, lambda: follower(pair.replica)).fence()
+        assert writer.poll() is None, "it had nothing more to write: this proves nothing"
+        writer.kill()
+        writer.wait()
+        lines = told.read_text().splitlines()
+        acknowledged = {line.split("\t")[1] for line in lines if line.startswith("1\t")}
         assert len(acknowledged) >= 200
         assert (tmp_path / "m1").exists()
         gone = [{"id": "m1", "answers": False, "reason": "it is off"}]
         replica = on(pair.replica, monkeypatch, tmp_path, lambda: gone)
         with pytest.raises(CommandExecutionError, match="may take writes"):
             replica.promote()
-        done = replica.promote(told["gtid"])
+        done = replica.promote(fenced["gtid"])
         assert (done["state"], done["read_only"]) == ("primary", False)
         assert acknowledged <= set(pair.replica.sql("SELECT id FROM paper.post").split())
 
@@ -233,8 +235,3 @@ def test_a_fenced_primary_leaves_nothing_behind(monkeypatch, tmp_path):
 def follower(server):
     place = server.sql("SELECT @@gtid_current_pos")
     return [{"id": server.folder.name, "answers": True, "writes": False, "gtid": place}]
-
-
-def fed(writer, text):
-    with contextlib.suppress(OSError, ValueError):
-        writer.stdin.write(text)

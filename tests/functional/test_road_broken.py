@@ -1,6 +1,7 @@
 """The road when something on it dies, is drained, reloaded or told to do otherwise."""
 
 import concurrent.futures
+import re
 import signal
 import subprocess
 import threading
@@ -382,7 +383,6 @@ def varnish(tmp_path, monkeypatch):
     monkeypatch.setattr(
         found, "_run", lambda tool, *rest: run(tool, "-n", str(tmp_path / "cache1"), *rest)
     )
-    monkeypatch.setattr(found, "_ADDRESS", ACCELERATORS[0])
     return found
 
 
@@ -430,6 +430,18 @@ def test_varnish_drains_an_app_host(start, varnish):
     assert road.apps[0].seen
     with pytest.raises(CommandExecutionError, match=r"no host 'ap1'. Did you mean app1"):
         varnish.drain("ap1")
+
+
+def test_warming_in_the_minions_own_way_tells_how_far_it_is(start, tmp_path, caplog):
+    """By Salt's loader: what it puts into a module isn't there in other threads."""
+    road = start(accelerators=("cache1",))
+    for app in road.apps:
+        app.slow = 0.5
+    warm = roads.functions("cache1", roads.pillar(), tmp_path)["varnish.warm"]
+    with caplog.at_level("INFO"):
+        warmed = warm([f"/w/{n}/" for n in range(12)], at_once=2)
+    assert (warmed["pages"], warmed["fetched"], warmed["failed"]) == (12, 12, [])
+    assert re.search(r"varnish.warm: \d+ of 12 pages after 2 s", caplog.text)
 
 
 def test_varnish_forgets_learns_and_counts(start, varnish):

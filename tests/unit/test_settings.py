@@ -362,3 +362,15 @@ def test_every_auto_is_computed_within_its_range(service):
 
 def test_the_description_of_a_site():
     assert schema.read((ROOT / "salt/django/site.yaml").read_text(), "site.yaml")
+
+
+def test_a_pooler_is_divided_by_the_sites_behind_it(minion):
+    site = PILLAR["sites"]["newsroom"]
+    elsewhere = [{"host": "db.test"}, {"engine": "mariadb"}, {"pooled": False}]
+    others = {f"other{n}": site | {"database": one} for n, one in enumerate(elsewhere)}
+    small = HARDWARE | {"cores": 16.0}
+    sizes = [
+        minion("db1", sites=sites, hardware=small)["settings.get"]("pgbouncer")["pool_size"]
+        for sites in ({"a": site}, {"a": site, **others}, {"a": site, "b": site})
+    ]
+    assert sizes[0] == sizes[1] > sizes[2]
