@@ -75,6 +75,7 @@ PACKAGES = {
         "mariadb-client",
         "mariadb-server-core",
         "nginx-light",
+        "openssh-server",
         "openssl",
         "pebble",
         "postgresql",
