@@ -50,6 +50,7 @@ def program(pair, tmp_path, monkeypatch):
         "LOG": tmp_path / "log",
         "SCRATCH": tmp_path / "s",
         "OWNER": "root",
+        "FIRST_WAIT": 0,
     }.items():
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(found, "PASSPHRASE", str(tmp_path / "passphrase"))
@@ -104,6 +105,8 @@ def test_a_backup_is_verified_against_the_replica(program, pair, general, rows):
     module = program.mariadb_backup
     made = module.full(general, options())
     assert made["from"] == "m2"
+    # What the states do for a new app host is in the log, too.
+    pair.primary.sql(f"GRANT ALL ON {SITE}.* TO later@'10.0.0.9' IDENTIFIED BY 'pw'")
     pair.primary.sql(f"USE {SITE}; INSERT INTO post (words) SELECT uuid() FROM seq_1_to_50")
     done = module.verify(general, options())
     assert (done["compared_with"], done["rows"]) == ("m2", 550)

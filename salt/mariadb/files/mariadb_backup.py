@@ -38,6 +38,7 @@ PLACE = re.compile(
     rb"binlog_pos = filename '[^']*', position '\d+', GTID of the last change '([^']*)'"
 )
 BLOCK = 1 << 20
+FIRST_WAIT = 300
 # saltern-backup itself: its restic(), its FailedError. It sets this.
 core = None
 
@@ -49,8 +50,17 @@ def plan():
 def full(general, options):
     """A copy of all data, in restic."""
     core.restic(general, "init", allow="already")
-    source = reader()
-    place = stored(general, source)
+    # In a farm's first run the hosts that give a copy are set up at the same time.
+    deadline = time.monotonic() + (0 if backups(general) else FIRST_WAIT)
+    while True:
+        try:
+            source = reader()
+            place = stored(general, source)
+            break
+        except core.FailedError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(5)
     kept = ["forget", "--tag=mariadb", f"--keep-within={general['keep_days']}d", "--prune"]
     core.restic(general, *kept, "--quiet")
     log(general, options)
@@ -277,7 +287,7 @@ def scratch(general, one, until=None, gtid=None):
 
 def started(data):
     command = ["mariadbd", "--no-defaults", f"--user={OWNER}", f"--datadir={data}"]
-    command += [f"--socket={SCRATCH}/socket", "--skip-networking", "--skip-grant-tables"]
+    command += [f"--socket={SCRATCH}/socket", "--skip-networking"]
     command += ["--skip-log-bin", "--innodb-flush-log-at-trx-commit=0", "--skip-slave-start"]
     command += ["--innodb-log-file-size=128M", "--pid-file=scratch.pid"]
     with open(SCRATCH / "messages", "wb") as messages:
