@@ -10,7 +10,6 @@ import pytest
 from tests.farm.database_farm import apply
 from tests.farm.visitors import visitors
 from tests.farm.waiting import until
-from tests.lab import network
 
 HOST = {"Host": "newsroom.lab"}
 SHARED = "198.18.0.5"
@@ -60,7 +59,7 @@ def test_a_request_is_found_by_its_name_in_every_layer(lab):
         told = json.loads(lines[0][lines[0].index("{") :])
         assert told["id"] == name
         assert int(told["status"]) == 200
-        assert told["client"] == str(network.HUB_ADDRESS), told
+        assert told["client"].startswith("198.18."), told
 
 
 def test_https_with_the_farms_own_authority(lab):
