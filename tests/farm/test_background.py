@@ -208,6 +208,19 @@ def test_one_beat_for_the_farm(lab):
     until(60, lambda: the_only_beat(lab))
 
 
+def test_beats_that_stand_by_keep_to_one_channel_each(lab):
+    """Each look at the lock once left a channel behind, until the broker had no RAM for tasks."""
+
+    def channels():
+        listed = ["rabbitmqctl", "-q", "list_connections", "channels"]
+        return max(int(n) for n in lab.run("worker1", *listed).stdout.split() if n.isdigit())
+
+    until(60, lambda: the_only_beat(lab))
+    before = channels()
+    time.sleep(15)  # five looks
+    assert channels() <= before < 10
+
+
 def test_a_drained_host_takes_no_tasks_until_it_is_resumed(lab):
     def nodes():
         told = lab.salt("worker1", "celery.inspect", SITE)["worker1"]
