@@ -21,6 +21,7 @@ from salt.exceptions import CommandExecutionError
 
 _SHA = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
+_PASSWORD = re.compile(r"\w+://[^/@]*:[^/@]*@")
 _TOOL = "salt://django/files/release.py"
 _UV_PATH = "/opt/saltern/uv/bin:/usr/local/bin:/usr/bin"
 
@@ -378,13 +379,19 @@ def _fetch_all(site, facts, rev):
             f"sites.{site}.repository isn't set in "
             f"pillar/environments/{__pillar__.get('environment')}/sites.yaml."
         )
+    if _PASSWORD.match(facts["repository"]):
+        raise CommandExecutionError(
+            f"sites.{site}.repository holds a password, which every process list would show: leave "
+            f"it out of the address and set secrets:sites:{site}:token."
+        )
     command = ["fetch", "--quiet", "--force", "--prune", "--no-auto-gc"]
-    if facts["shallow"]:
-        command += ["--depth=1", facts["repository"], f"+{rev}:refs/heads/{rev}"]
-    else:
-        command += [facts["repository"], "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
     task = f"Fetching from {facts['repository']}"
     with _credentials(site, facts["repository"]) as env:
+        if facts["shallow"]:
+            command += ["--depth=1", facts["repository"], *_one(site, facts, rev, task, env)]
+        else:
+            every = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
+            command += [facts["repository"], *every]
         try:
             _git(site, command, task=task, env=env)
         except CommandExecutionError:
@@ -393,6 +400,26 @@ def _fetch_all(site, facts, rev):
                 raise
             _begin_anew(site)
             _git(site, command, task=task, env=env)
+
+
+def _one(site, facts, rev, task, env):
+    """What to fetch for one revision alone: its branch or its tag, as the repository has it."""
+    wanted = [f"refs/{kind}/{rev}" for kind in ("heads", "tags")]
+    command = ["ls-remote", "--quiet", "--refs", facts["repository"], *wanted]
+    listed = _git(site, command, task=task, env=env).splitlines()
+    found = [name for name in wanted if any(line.endswith(f"\t{name}") for line in listed)]
+    if _SHA.fullmatch(rev) and not found:
+        return [f"+{rev}:refs/heads/{rev}"]
+    if not found:
+        raise _unknown(site, rev)
+    return [f"+{name}:{name}" for name in found]
+
+
+def _unknown(site, rev):
+    return CommandExecutionError(
+        f"The repository of {site} has no branch, tag or commit {rev!r}. A revision that looks "
+        f"like a number is typed with two pairs of quotes: rev='\"1.10\"'."
+    )
 
 
 def _answers(site, repository, env):
@@ -474,10 +501,7 @@ def _resolve(site, rev):
             continue
         found.setdefault(sha.strip(), candidate)
     if not found:
-        raise CommandExecutionError(
-            f"The repository of {site} has no branch, tag or commit {rev!r}. A revision that looks "
-            f"like a number is typed with two pairs of quotes: rev='\"1.10\"'."
-        )
+        raise _unknown(site, rev)
     if len(found) > 1:
         raise CommandExecutionError(
             f"{rev!r} means different commits: {', '.join(found.values())}. Name one of them "
@@ -495,9 +519,15 @@ def _check_out(site, facts, sha, folder):
     if pathlib.Path(folder, ".gitmodules").exists():
         # Relative addresses of submodules are meant from the real repository.
         _git(site, ["remote", "set-url", "origin", facts["repository"]], cwd=folder)
+        command = ["submodule", "--quiet", "update", "--init", "--recursive"]
         with _credentials(site, facts["repository"]) as env:
-            command = ["submodule", "--quiet", "update", "--init", "--recursive", "--depth=1"]
-            _git(site, command, cwd=folder, env=env, task="Fetching the submodules")
+            try:
+                _git(site, [*command, "--depth=1"], cwd=folder, env=env)
+            except CommandExecutionError:
+                # Not every server gives out a commit that no branch or tag stands at: all of it.
+                _git(site, ["submodule", "--quiet", "deinit", "--all", "--force"], cwd=folder)
+                shutil.rmtree(f"{folder}/.git/modules", ignore_errors=True)
+                _git(site, command, cwd=folder, env=env, task="Fetching the submodules")
         for inner in pathlib.Path(folder).rglob(".git"):
             if inner.is_file() and not inner.is_symlink():
                 inner.unlink()

@@ -7,14 +7,15 @@ import pathlib
 from salt.exceptions import CommandExecutionError
 
 _UNITS = "/etc/systemd/system"
+_SCRIPT = "/usr/local/lib/saltern/celery_service.py"
 
 
 def running(name):
     """
     The workers, beat and daemons of a site run the release that is live on this host.
 
-    Those whose unit or environment changed since they were started finish their tasks and are
-    started again, in the background. Where nothing was shipped yet, or the host was drained,
+    Those whose unit, program or environment changed since they were started finish their tasks and
+    are started again, in the background. Where nothing was shipped yet, or the host was drained,
     nothing is done.
 
     name
@@ -92,8 +93,9 @@ def cleaned(name):
 
 
 def _outdated(site, unit, since):
-    """Whether the unit's file or the site's environment is newer than its start."""
+    """Whether the unit's file, what it runs or the site's environment is newer than its start."""
     files = [
+        pathlib.Path(_SCRIPT),
         pathlib.Path(_UNITS, f"{unit.partition('@')[0]}@.service"),
         pathlib.Path(__salt__["sites.paths"](site)["env_file"]),
     ]

@@ -64,10 +64,20 @@ django/{{ name }}/root:
     - require:
       - file: django/root
 
+# Its caches are nobody else's: tools leave files there that a group may write.
+django/{{ name }}/build:
+  file.directory:
+    - name: {{ paths.build }}
+    - user: {{ builder }}
+    - group: {{ user }}
+    - mode: '0700'
+    - require:
+      - user: django/{{ name }}/builder
+      - file: django/{{ name }}/root
+
 django/{{ name }}/folders:
   file.directory:
     - names:
-      - {{ paths.build }}
       - {{ paths.releases }}
       - {{ paths.repo }}
       - {{ paths.virtualenvs }}

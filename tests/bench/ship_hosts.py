@@ -27,6 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.functional import apphost, minions, postgres  # noqa: E402 - the path is set only now
+from tests.functional.box import wait_for  # noqa: E402 - as above
 from tests.functional.project import Project  # noqa: E402 - as above
 from tests.lab import machine, output, testing  # noqa: E402 - as above
 
@@ -48,7 +49,7 @@ def with_the_tests_python():
     machine.provide("virtualenv", "functional")
     python = testing.virtualenv(ROOT)
     if pathlib.Path(sys.prefix) != python.parents[1]:
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # beside the checkout's sources
         os.execv(python, [str(python), *sys.argv])
 
 
@@ -110,10 +111,10 @@ class Bench:
             for name in fresh:
                 told = [self.project, self.pillar, name, self.image, self.master]
                 self.hosts[name] = self.keep(minions.Host(self.folder / name, *told))
-                # A few at a time: a machine that starts them all at once is busy for long.
-                if len(self.hosts) % 5 == 0 or name == fresh[-1]:
-                    self.master.wait_for_minions(len(self.hosts))
+                # Two at a time: all at once, they would wait for each other's start for long.
+                wait_for(lambda: len(self.master.accepted()) >= len(self.hosts) - 1, 60, "a key")
                 step.advance(name)
+            self.master.wait_for_minions(len(self.hosts))
         with output.step("starting their app servers"):
             self.master.start_servers([self.hosts[name] for name in fresh])
 
@@ -165,9 +166,8 @@ class Bench:
         }
 
 
-def measure(bench, names, counts):
-    """A row for each number of hosts that fits into the RAM."""
-    rows = []
+def measure(bench, names, counts, rows):
+    """Add a row for each number of hosts that fits into the RAM."""
     for count in counts:
         if rows:
             each = rows[-1]["memory"] / rows[-1]["hosts"]
@@ -177,7 +177,6 @@ def measure(bench, names, counts):
                            f"{free / 2**30:.1f} GiB to give.")  # fmt: skip
                 break
         rows.append(bench.measure(names[:count]))
-    return rows
 
 
 def report(rows):
@@ -214,10 +213,12 @@ def run(options):
     with tempfile.TemporaryDirectory(prefix="ship-") as name, contextlib.ExitStack() as ended:
         folder = pathlib.Path(name)
         folder.chmod(0o755)
-        # Byte-code is kept, as on a real host, but not in the checkout.
-        os.environ["PYTHONPYCACHEPREFIX"] = f"{folder}/bytecode"
-        rows = measure(Bench(folder, names, options.turns, ended), names, counts)
-    report(rows)
+        rows = []
+        try:
+            measure(Bench(folder, names, options.turns, ended), names, counts, rows)
+        finally:
+            if rows:  # what was measured before it was ended, too
+                report(rows)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,10 @@ def site_python(lab, host, code):
 
 
 def queue(lab, host, count, first=0):
-    """Queue tasks on a host: the digests of so many days. The same day twice is the same task."""
+    """
+    Queue tasks on a host, half of them in each queue: the digests of so many days. The same day
+    twice is the same task.
+    """
     days = [str(FIRST_DAY + datetime.timedelta(first + n)) for n in range(count)]
     site_python(
         lab,
@@ -30,7 +33,9 @@ def queue(lab, host, count, first=0):
         "import django; django.setup()\n"
         "from newsroom.celery import app\n"
         "from articles.tasks import write_digest\n"
-        f"for day in {days!r}: write_digest.delay(day)",
+        f"for number, day in enumerate({days!r}):\n"
+        # The lengths repeat every six days: each queue gets all of them.
+        "    write_digest.apply_async([day], queue=('high', 'low')[number // 6 % 2])",
     )
 
 

@@ -208,6 +208,19 @@ def test_one_beat_for_the_farm(lab):
     until(60, lambda: the_only_beat(lab))
 
 
+def test_beats_that_stand_by_keep_to_one_channel_each(lab):
+    """Each look at the lock once left a channel behind, until the broker had no RAM for tasks."""
+
+    def channels():
+        listed = ["rabbitmqctl", "-q", "list_connections", "channels"]
+        return max(int(n) for n in lab.run("worker1", *listed).stdout.split() if n.isdigit())
+
+    until(60, lambda: the_only_beat(lab))
+    before = channels()
+    time.sleep(15)  # five looks
+    assert channels() <= before < 10
+
+
 def test_a_drained_host_takes_no_tasks_until_it_is_resumed(lab):
     def nodes():
         told = lab.salt("worker1", "celery.inspect", SITE)["worker1"]
@@ -244,14 +257,18 @@ def test_ten_ships_lose_no_task(lab, rehearsal):
     cache = f"{lab.hosts['cache1'].address}/11211"
     stored = [f"set {SITE}:1:kept 0 0 2", "ok"]
     assert memcached(lab, "cache1", 1, *stored, at=cache) == "STORED\n"
+    queued = 300  # they are at work from the first ship on
+    queue(lab, "worker1", queued)
     for number in range(10):
-        queue(lab, "worker1", 100, first=100 * number)
+        if queued < 1000:
+            queue(lab, "worker1", 100, first=queued)
+            queued += 100
         commit(lab, f"Rehearsal {number}")
         shipped = lab.salt("app* or worker*", "deploy.ship")
         assert set(shipped) == {"app1", "app2", *WORKERS}
         assert all(host["result"] for host in shipped.values()), shipped
         seconds.append(max(host["seconds"] for host in shipped.values()))
-        at_work += done(lab)[0] < 100 * (number + 1)
+        at_work += done(lab)[0] < queued
     assert at_work >= 3, "the workers had nothing to do while releases were shipped"
     until(900, lambda: done(lab)[0] == 1000, every=5)
     assert done(lab) == (1000, 1000), "a task was done twice"

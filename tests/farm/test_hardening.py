@@ -102,6 +102,7 @@ def test_only_operators_may_log_in(lab, operator):
         lab.run(HOST, "rm", "-f", keys)
 
 
+@pytest.mark.drill
 def test_a_site_has_no_shell_and_writes_its_uploads_only(lab):
     user = "site-newsroom"
     assert lab.run("app1", "getent", "passwd", user).stdout.strip().endswith(":/usr/sbin/nologin")
@@ -164,22 +165,6 @@ def test_the_kernel_follows_and_what_a_container_may_not_set_is_said(lab):
     assert kernel["changes"] == {"net.core.somaxconn": {"old": "1000", "new": "4096"}}
     assert "Left alone, as they can't be written here: " in kernel["comment"]
     assert "vm.swappiness" in kernel["comment"]
-
-
-def files(lab, host, name):
-    """How many files a process of this name may have open."""
-    pid = lab.run(host, "pgrep", "--newest", "--full", name).stdout.strip()
-    told = lab.run(
-        host, "prlimit", f"--pid={pid}", "--nofile", "--raw", "--noheadings", "-o", "SOFT"
-    )
-    return int(told.stdout)
-
-
-def test_daemons_may_open_the_files_that_were_computed(lab):
-    nginx = lab.salt("app1", "settings.get", "nginx")["app1"]
-    assert files(lab, "app1", "nginx: worker") == nginx["open_files"]
-    haproxy = lab.salt("lb1", "settings.get", "haproxy")["lb1"]
-    assert files(lab, "lb1", "/usr/sbin/haproxy") >= 2 * haproxy["maxconn"]
 
 
 def test_the_journal_has_an_end(lab):

@@ -240,7 +240,7 @@ def all_came(file, name, count=50):
     assert sorted(came(file, name)) == list(range(count))
 
 
-@pytest.mark.parametrize("transport", ["tls", "tcp", "udp"])
+@pytest.mark.parametrize("transport", ["tls", "tcp", pytest.param("udp", marks=pytest.mark.drill)])
 def test_an_outside_syslog_server_is_told_everything(lab, tmp_path, certificate, transport):
     file = tmp_path / "lines"
     words = ["syslog", PORT, file, "--transport", transport, "--certificate", certificate]
@@ -278,6 +278,7 @@ def noted(lab, name):
     return lab.run(KEEPER, "grep", "-Fo", name, REFUSED, check=False).stdout.count(name)
 
 
+@pytest.mark.drill
 def test_elasticsearch_is_told_everything(lab, tmp_path):
     """What stands in for it is in receivers.py, which says what it can't be."""
     file = tmp_path / "documents"

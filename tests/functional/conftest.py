@@ -1,13 +1,18 @@
 """
 A master and two minions of this tree, on loopback, as a farm's master serves it: `app1`, which the
-lab's inventory lists, and `stranger`, which none does.
+lab's inventory lists, and `stranger`, which none does. And an app host in a box, for each file of
+tests that ship to it.
 """
 
+import copy
 import pathlib
 import shutil
 import tempfile
 
 import pytest
+
+from tests.functional.apphost import AppHost
+from tests.functional.project import Project
 
 CHECKOUT = pathlib.Path(__file__).parents[2]
 
@@ -61,3 +66,46 @@ def salt(salt_master):
         for minion in minions:
             assert call(minion.id, "saltutil.sync_all").returncode == 0
         yield call
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("host")
+    host = AppHost(folder, Project(folder / "tiny.git"))
+    try:
+        yield host
+    finally:
+        host.close()
+
+
+@pytest.fixture(scope="module")
+def first(host):
+    """The site's first release, live."""
+    report = host.ship()
+    assert report["result"], report["comment"]
+    return report
+
+
+@pytest.fixture
+def told(host):
+    """What the host is told, to be changed: ``told(shallow=True)``; as it was afterwards."""
+    before = copy.deepcopy(host.pillar)
+
+    def change(secrets=None, **site):
+        host.pillar["sites"]["tiny"].update(site)
+        host.pillar["secrets"]["sites"]["tiny"].update(secrets or {})
+        host.write_pillar(host.pillar)
+
+    yield change
+    host.pillar = before
+    host.write_pillar(before)
+
+
+@pytest.fixture
+def deploy_settings(host, told):
+    """The site's ``deploy`` settings, to be changed; as they were afterwards."""
+
+    def change(**changes):
+        told(deploy={**host.pillar["sites"]["tiny"]["deploy"], **changes})
+
+    return change

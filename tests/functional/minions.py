@@ -35,6 +35,7 @@ class Master(Box):
             "root_dir": str(folder / "salt"),
             "file_roots": {"base": [str(REPO / "salt")]},
             "pillar_roots": {"base": [str(folder / "pillar")]},
+            "pki_dir": str(folder / "pki"),
             "module_dirs": [str(REPO)],
             "auto_accept": True,
             "gather_job_timeout": 60,
@@ -60,6 +61,10 @@ class Master(Box):
         command = [*program(self, "salt-run"), "--out=json", function, *words]
         done = self.run(*command, check=False)
         return done.returncode, json.loads(done.stdout), done.stderr
+
+    def accepted(self):
+        """The minions whose key it has accepted."""
+        return [path.name for path in (self.folder / "pki/minions").glob("app*")]
 
     def wait_for_minions(self, count):
         wait_for(
@@ -87,4 +92,8 @@ class Host(AppHost):
 
 def program(box, name):
     """The command line of one of Salt's programs, with the configuration of a box."""
-    return [pathlib.Path(sys.executable).with_name(name), f"--config-dir={box.folder}/config"]
+    # It keeps its byte-code, as on a real host, but not in the checkout. Only Salt: an app server
+    # that looked there would find none of its site's.
+    kept = ["-u", "PYTHONDONTWRITEBYTECODE", f"PYTHONPYCACHEPREFIX={box.folder.parent}/bytecode"]
+    path = pathlib.Path(sys.executable).with_name(name)
+    return ["env", *kept, path, f"--config-dir={box.folder}/config"]

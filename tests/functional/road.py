@@ -53,6 +53,18 @@ OVERRIDES = {
 }  # fmt: skip
 
 
+def self_signed(folder, name):
+    """A key and a certificate of its own for a name such as ``DNS:paper.lab``; their paths."""
+    key, certificate = folder / "key", folder / "crt"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-subj", f"/CN={name.partition(':')[2]}", "-addext", f"subjectAltName={name}",
+         "-days", "2", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return key, certificate
+
+
 def pillar(site=None, others=None, **overrides):
     """The pillar of this farm: what a test wants different is merged in; further sites by name."""
     merged = salt.utils.dictupdate.merge(OVERRIDES, overrides)
@@ -264,14 +276,8 @@ class Road:
         folder.mkdir(exist_ok=True)
         if any(folder.iterdir()):
             return
-        key, certificate = self.folder / "key", self.folder / "crt"
         for name, site in self.told["sites"].items():
-            subprocess.run(
-                ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-                 "-nodes", "-subj", f"/CN={site['domains'][0]}", "-days", "2", "-addext",
-                 f"subjectAltName=DNS:{site['domains'][0]}", "-keyout", key, "-out", certificate],
-                check=True, capture_output=True,
-            )  # fmt: skip
+            key, certificate = self_signed(self.folder, f"DNS:{site['domains'][0]}")
             (folder / f"{name}.pem").write_text(certificate.read_text() + key.read_text())
 
     def kill(self, name):

@@ -1,25 +1,17 @@
 """Ships of a tiny Django site into a box: real git, virtualenv, uWSGI emperor and nginx."""
 
+import gzip
 import http.server
 import json
+import socket
 import threading
 import time
 
 import pytest
 
-from tests.functional.apphost import AppHost
+from tests.functional.apphost import free_port
 from tests.functional.box import wait_for
-from tests.functional.project import FILES, Project
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("host")
-    host = AppHost(folder, Project(folder / "tiny.git"))
-    try:
-        yield host
-    finally:
-        host.close()
+from tests.functional.project import FILES
 
 
 class Load(threading.Thread):
@@ -54,14 +46,6 @@ class Load(threading.Thread):
 
 def phases(report):
     return {entry["phase"]: entry for entry in report["phases"]}
-
-
-@pytest.fixture(scope="module")
-def first(host):
-    """The site's first release, live."""
-    report = host.ship()
-    assert report["result"], report["comment"]
-    return report
 
 
 def test_a_first_ship_goes_through_all_phases(host, first):
@@ -166,6 +150,89 @@ def test_a_broken_release_never_goes_live(host, first, case, strategy):
     assert host.get("/")[1] == mended["release"]
 
 
+def test_what_is_ill_through_nginx_alone_goes_back_and_is_marked(host, first):
+    before = host.get("/")[1]
+    # Only nginx tells who asks.
+    host.project.commit("ill through nginx", {"tiny/urls.py": FILES["tiny/urls.py"].replace(
+        'return HttpResponse("well")',
+        "return HttpResponse(status=500 if 'HTTP_X_FORWARDED_FOR' in request.META else 200)",
+    )})  # fmt: skip
+    report = host.call("deploy.ship", fails=True)
+    assert report["comment"].startswith("verify: Through nginx, /health/ answers 500")
+    assert report["comment"].endswith(f"{before} is live again.")
+    assert host.get("/")[1] == before
+    marked = host.call("deploy.rollback", to=report["release"], fails=True)
+    assert "failed when it was live" in marked["comment"]
+    host.project.commit("well through nginx")
+    assert host.ship()["result"]
+
+
+BALANCER = """
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+frontend web
+    bind 127.0.0.9:{port}
+    default_backend app
+backend app
+    http-request set-header X-Through balancer
+    server app1 127.0.0.1:{app}
+"""
+
+
+@pytest.fixture
+def balancer(host, told):
+    """A HAProxy that the inventory lists, in front of the host; it says so in a header."""
+    port = free_port()
+    told()  # the pillar is as it was, afterwards
+    host.pillar["hosts"]["lb1"] = {"address": "127.0.0.9", "roles": ["loadbalancer"]}
+    host.pillar["overrides"]["haproxy"] = {"port": port}
+    host.write_pillar(host.pillar)
+    (host.folder / "haproxy.cfg").write_text(BALANCER.format(port=port, app=host.port))
+    process = host.start("haproxy", "-db", "-f", host.folder / "haproxy.cfg", log="haproxy.log")
+    wait_for(lambda: socket.create_connection(("127.0.0.9", port), 1), what="haproxy")
+    yield port
+    host.run("pkill", "--exact", "haproxy")
+    process.wait()
+
+
+def test_what_is_ill_through_the_balancer_alone_goes_back(host, first, balancer):
+    host.project.commit("well through the balancer")
+    report = host.ship()
+    assert phases(report)["verify"]["comment"] == "well through nginx and balancer 127.0.0.9"
+    host.project.commit("ill through the balancer", {"tiny/urls.py": FILES["tiny/urls.py"].replace(
+        'return HttpResponse("well")',
+        "return HttpResponse(status=500 if 'HTTP_X_THROUGH' in request.META else 200)",
+    )})  # fmt: skip
+    failed = host.call("deploy.ship", fails=True)
+    told = "verify: Through the balancer at 127.0.0.9, where the site was well before the ship"
+    assert failed["comment"].startswith(told)
+    assert host.get("/")[1] == report["release"]
+
+
+def test_a_plan_tells_and_changes_nothing(host, first):
+    before = host.call("deploy.status")["tiny"]["live"]
+    sha = host.project.commit("is planned")
+    told = host.call("deploy.ship", test=True)
+    assert told["comment"] == f"Would replace {before} by {told['release']}."
+    assert (told["live"], told["installs"], told["migrations"]) == (before, False, {})
+    assert told["changes"][0].endswith("Version is planned")
+    assert host.get("/")[1] == before
+    shipped = host.ship()
+    assert (shipped["sha"], shipped["release"]) == (sha, told["release"])
+    assert phases(shipped)["build"]["comment"].startswith("was built already")
+
+
+def test_a_check_says_what_would_stop_a_ship(host, first, told):
+    assert set(host.call("deploy.check").values()) == {"ok"}
+    told(repository="file:///nowhere.git")
+    found = host.call("deploy.check", fails=True)
+    assert found["repository"].startswith("Fetching from file:///nowhere.git failed")
+    assert (found["host"], found["live release"]) == ("ok", "ok")
+
+
 def test_rollback_is_quick_and_follows_the_history(host, first):
     live = []
     for version in ("x", "y"):
@@ -186,6 +253,26 @@ def test_rollback_is_quick_and_follows_the_history(host, first):
     assert [e["to"] for e in entries][-1] == live[1]
 
 
+def test_the_slot_before_is_ready_as_long_as_it_is_to_be(host, first, deploy_settings):
+    def slots():
+        return host.call("deploy.status")["tiny"]["slots"]
+
+    deploy_settings(rollback_window="1s")
+    before = host.get("/")[1]
+    host.project.commit("leaves a slot ready")
+    assert host.ship()["result"]
+    (ready,) = [name for name, slot in slots().items() if not slot["live"]]
+    assert slots()[ready]["release"] == before and slots()[ready]["up"]
+    assert f"slot {ready}, which ran {before}" in host.call("deploy.prune")
+    assert list(slots()) != [ready] and len(slots()) == 1
+    # Without a slot it takes a start, and works.
+    assert host.call("deploy.rollback")["release"] == before
+    deploy_settings(rollback_window="0s")
+    host.project.commit("leaves none")
+    assert host.ship()["result"]
+    assert len(slots()) == 1
+
+
 def test_requests_in_flight_are_finished(host, first):
     slow = []
     before = host.get("/")[1]
@@ -198,22 +285,6 @@ def test_requests_in_flight_are_finished(host, first):
     assert host.get("/")[1] == report["release"]
     thread.join()
     assert slow == [(200, before, before)]
-
-
-@pytest.fixture
-def deploy_settings(host):
-    """The site's ``deploy`` settings, to be changed; as they were afterwards."""
-    settings = host.pillar["sites"]["tiny"]["deploy"]
-    before = dict(settings)
-
-    def change(**changes):
-        settings.update(changes)
-        host.write_pillar(host.pillar)
-
-    yield change
-    settings.clear()
-    settings.update(before)
-    host.write_pillar(host.pillar)
 
 
 def test_two_ships_at_once_one_says_who_is_at_it(host, first, deploy_settings):
@@ -245,12 +316,77 @@ def test_a_hook_that_fails_stops_the_ship(host, first, deploy_settings):
     assert "is no hook" in host.call("deploy.ship", fails=True)["comment"]
 
 
+def test_hooks_run_around_each_phase_as_the_site(host, first, deploy_settings):
+    said = "/srv/sites/tiny/shared/media/hooks"
+    names = "preflight fetch build static migrate activate verify workers prune".split()
+    hooks = [f"{when}_{name}" for name in names for when in ("before", "after")]
+    deploy_settings(hooks={
+        hook: f"sh -c 'echo {hook} $(id -un) $RELEASE >> {said}'" for hook in hooks
+    })  # fmt: skip
+    host.project.commit("has all hooks")
+    release = host.ship()["release"]
+    lines = host.run("cat", said).stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [[hook, "site-tiny"] for hook in hooks]
+    # As soon as there is a release, its environment.
+    told = [line.split()[2:] for line in lines]
+    assert told == [[]] * 5 + [[release]] * 13
+
+
 def test_build_commands_make_static_files(host, first, deploy_settings):
     command = "sh -c 'mkdir -p things/static && id -un > things/static/who.txt'"
     deploy_settings(build_commands=[command])
     host.project.commit("is built by a command")
     assert host.ship()["result"]
     assert host.get("/static/who.txt")[2].strip() == "ship-tiny"
+
+
+# A storage that is elsewhere, as S3 is; it writes down what it stores, in this order.
+ELSEWHERE = {
+    "tiny/storage.py": """
+        from django.contrib.staticfiles.storage import ManifestFilesMixin
+        from django.core.files.storage import FileSystemStorage
+        class Elsewhere(ManifestFilesMixin, FileSystemStorage):
+            def __init__(self):
+                super().__init__(location="/srv/elsewhere/files", base_url="https://cdn.test/")
+            def _save(self, name, content):
+                with open("/srv/elsewhere/order", "a") as file:
+                    print(name, file=file)
+                return super()._save(name, content)
+    """,
+    "tiny/settings.py": FILES["tiny/settings.py"]
+    + """
+        STORAGES = {"staticfiles": {"BACKEND": "tiny.storage.Elsewhere"}}
+    """,
+}
+
+
+def test_another_storage_gets_hashed_files_before_the_manifest(host, first, told):
+    host.run("install", "--directory", "--owner=ship-tiny", "--mode=0755", "/srv/elsewhere")
+    told(static_url="")
+    host.project.commit("is stored elsewhere", ELSEWHERE)
+    report = host.ship()
+    assert report["result"], report["comment"]
+    order = host.run("cat", "/srv/elsewhere/order").stdout.splitlines()
+    assert order[-1] == "staticfiles.json"
+    hashed = host.get("/")[2].split()[-1].removeprefix("https://cdn.test/")
+    assert hashed in order[:-1] and hashed != "site.css"
+    assert phases(report)["static"]["comment"].startswith("0 files, 0 new")
+    host.project.forget("tiny/storage.py")
+
+
+def test_static_files_are_packed_where_that_helps(host, first):
+    host.project.commit("has a small file", {"things/static/small.css": "/* small */"})
+    report = host.ship()
+    assert report["result"], report["comment"]
+    served = host.folder / "srv/sites/tiny/shared/static"
+    (hashed,) = [path for path in served.glob("site.*.css") if "has a small" in path.read_text()]
+    assert (
+        gzip.decompress(hashed.with_name(f"{hashed.name}.gz").read_bytes()) == hashed.read_bytes()
+    )
+    packed = f"/srv/sites/tiny/shared/static/{hashed.name}.br"
+    assert host.run("brotli", "--decompress", "--stdout", packed).stdout == hashed.read_text()
+    assert not list(served.glob("small*.gz"))
+    host.project.forget("things/static/small.css")
 
 
 class Receiver(http.server.BaseHTTPRequestHandler):
@@ -271,14 +407,38 @@ def test_a_notification_tells_and_never_stops_a_ship(host, first, deploy_setting
         server.posted = []
         threading.Thread(target=server.serve_forever, daemon=True).start()
         place = f"http://127.0.0.1:{server.server_port}/"
-        deploy_settings(notify=["http://127.0.0.1:9/", "nonsense", place])
+        away = ["http://127.0.0.1:9/", "nonsense", "mailto:nobody@nowhere.invalid"]
+        deploy_settings(notify=[*away, place])
         host.project.commit("is told")
         report = host.ship()
         assert report["result"]
+        host.project.commit("fails and is told", {"tiny/urls.py": "def"})
+        failed = host.call("deploy.ship", fails=True)
         server.shutdown()
-    assert len(server.posted) == 1
-    assert "succeeded" in server.posted[0]["text"]
-    assert server.posted[0]["release"] == report["release"]
+    good, bad = server.posted
+    assert "tiny: ship by" in good["text"] and "succeeded" in good["text"]
+    assert good["release"] == report["release"]
+    assert "FAILED" in bad["text"] and failed["comment"] in bad["text"]
+    assert (bad["result"], bad["site"]) == (False, "tiny")
+
+
+def test_a_notification_by_mail(host, first, deploy_settings):
+    (host.folder / "srv/bin").mkdir()
+    program = host.folder / "srv/bin/sendmail"
+    program.write_text("#!/bin/sh\necho $* > /srv/mail\ncat >> /srv/mail\n")
+    program.chmod(0o755)
+    # The box's own view of the machine's programs: a mail server is the one that isn't real.
+    host.run("mount", "-t", "overlay", "overlay", "-o", "lowerdir=/srv/bin:/usr/sbin", "/usr/sbin")
+    try:
+        deploy_settings(notify=["mailto:ops@example.com"])
+        host.project.commit("is mailed")
+        assert host.ship()["result"]
+        options, *head = (host.folder / "srv/mail").read_text().splitlines()
+    finally:
+        host.run("umount", "/usr/sbin")
+    assert options == "-t -i"
+    assert "To: ops@example.com" in head
+    assert [line for line in head if line.startswith("Subject: tiny: ship by")]
 
 
 def test_maintenance_shows_the_sites_own_page(host, first):
@@ -418,6 +578,10 @@ def test_clean_up_keeps_what_a_rollback_needs(host, first):
     assert found["previous"] in found["releases"] and found["live"] in found["releases"]
     folders = host.run("ls", "/srv/sites/tiny/releases").stdout.split()
     assert sorted(folders) == found["releases"]
+    # The history knows those that are gone, too.
+    known = {entry["to"] for entry in host.call("deploy.history", limit=1000)}
+    assert {first["release"], *found["releases"]} <= known
+    assert first["release"] not in found["releases"]
 
 
 def test_a_changed_environment_is_taken_over_by_a_reload(host, first):

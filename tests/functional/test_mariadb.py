@@ -1,6 +1,7 @@
 """MariaDB: the states' users, databases and settings on a real server; the example site on it."""
 
 import importlib.util
+import json
 import pathlib
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tests.functional.mariadb import Server
 
 ROOT = pathlib.Path(__file__).parents[2]
 SITE = ROOT / "examples/newsroom"
+TOOL = ROOT / "salt/django/files/release.py"
 ODD = "pw'\"\\ %ü`;--"
 
 
@@ -110,14 +112,64 @@ def test_settings_are_given_to_the_running_server_or_named(states, module):
     assert again["warnings"] == done["warnings"]
 
 
-def test_the_site_passes_its_own_tests_on_it(states, server):
+@pytest.fixture
+def site(states, server):
+    """The example site's environment on this server."""
     states.user("site", [ODD], ["127.0.0.1"], ["newsroom", "test_newsroom"])
     login = f"site:{urllib.parse.quote(ODD, safe='')}@127.0.0.1:{server.port}"
     url = f"mysql://{login}/newsroom?ssl_mode=REQUIRED&charset=utf8mb4"
+    settings = {"DJANGO_SETTINGS_MODULE": "newsroom.settings.dev", "DATABASE_URL": url}
+    return {"PATH": "/usr/local/bin:/usr/bin:/bin", **settings}
+
+
+def test_two_hosts_migrate_it_once(site, states):
+    states.database("newsroom")
+    options = {"run": "1", "release": "r", "wait": 300, "force": False, "allow_destructive": False}
+    options |= {"lock_timeout_ms": 5000, "statement_timeout_ms": 900000}
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-", "migrate", json.dumps({**options, "host": host})],
+            cwd=SITE, env=site, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )
+        for host in ("app1", "app2")
+    ]  # fmt: skip
+    for host in hosts:
+        host.stdin.write(TOOL.read_text())
+        host.stdin.close()
+    said = [json.loads(host.stdout.read().rpartition("\nsaltern:")[2]) for host in hosts]
+    assert [host.wait() for host in hosts] == [0, 0]
+    idle, busy = sorted(said, key=lambda one: len(one["applied"]))
+    assert "articles.0001_initial" in busy["applied"]
+    assert idle["applied"] == []
+    assert idle["waited"] > 0
+
+
+LIMITED = """
+import importlib.util, sys
+import django
+django.setup()
+spec = importlib.util.spec_from_file_location("tool", sys.argv[1])
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+from django.db import connection
+tool.limit(connection, {"lock_timeout_ms": 5000, "statement_timeout_ms": 500})
+connection.cursor().execute("SELECT 1 FROM information_schema.columns WHERE SLEEP(5) = 0")
+"""
+
+
+def test_a_statement_of_a_migration_that_takes_too_long_is_given_up(site, states):
+    states.database("newsroom")
+    command = [sys.executable, "-c", LIMITED, TOOL]
+    done = subprocess.run(command, cwd=SITE, env=site, capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert "max_statement_time exceeded" in done.stderr
+
+
+def test_the_site_passes_its_own_tests_on_it(site):
     done = subprocess.run(
         [sys.executable, "manage.py", "test"],
         cwd=SITE,
-        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "DATABASE_URL": url},
+        env=site,
         capture_output=True,
         text=True,
         check=False,

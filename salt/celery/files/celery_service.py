@@ -114,9 +114,12 @@ def lock_in_rabbitmq(app):
 
     connection = app.connection_for_write(heartbeat=LEASE)
     connection.ensure_connection()
+    # One for all attempts: after a refusal the library opens it again by itself, and the broker
+    # would keep another one in its RAM for each.
+    channel = connection.channel()
     while True:
         try:
-            connection.channel().queue_declare(LOCK, exclusive=True, durable=False)
+            channel.queue_declare(LOCK, exclusive=True, durable=False)
             break
         except ResourceLocked:
             wait(connection)

@@ -245,6 +245,8 @@ def migrate(options):
 
     if not pending(options)["pending"]:
         return {"applied": [], "waited": 0}
+    # All hosts of the farm may wait: one connection each is enough.
+    connection.close()
     holder = connections.create_connection("default")
     waited = wait_for_lock(holder, options)
     try:
@@ -310,6 +312,9 @@ def limit(connection, options):
             seconds = max(1, int(options["lock_timeout_ms"]) // 1000)
             cursor.execute(f"SET SESSION lock_wait_timeout = {seconds}")
             cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {seconds}")
+            if connection.mysql_is_mariadb:  # MySQL limits SELECT alone
+                seconds = int(options["statement_timeout_ms"]) / 1000
+                cursor.execute(f"SET SESSION max_statement_time = {seconds}")
 
 
 def passing(error):
