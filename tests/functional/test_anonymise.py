@@ -33,6 +33,7 @@ CREATE TABLE letter (id serial PRIMARY KEY, sender varchar(100) REFERENCES perso
     text text);
 CREATE TABLE shop.bill (payer varchar(100) REFERENCES person (email), cents int);
 CREATE TABLE session (key text PRIMARY KEY, data text);
+CREATE TABLE saltern_failed_migration (host varchar(255), message varchar(1000));
 INSERT INTO country VALUES ('de', 'Germany');
 INSERT INTO person (name, email, password, phone, about, tags, born, score, country)
 SELECT 'Given Name' || i, 'real' || i || '@mail.test', 'secret' || i, '030-' || i,
@@ -43,6 +44,7 @@ INSERT INTO letter (sender, text)
 SELECT email, E'Hello,\\nreal7@mail.test told me.' FROM person;
 INSERT INTO shop.bill SELECT email, score FROM person;
 INSERT INTO session VALUES ('k', 'real1@mail.test');
+INSERT INTO saltern_failed_migration VALUES ('app1', 'Key (email)=(real1@mail.test) is duplicated.');
 """
 
 
