@@ -340,6 +340,16 @@ def test_build_commands_make_static_files(host, first, deploy_settings):
     assert host.get("/static/who.txt")[2].strip() == "ship-tiny"
 
 
+def test_builds_let_the_site_go_first(host, first, deploy_settings):
+    look = "sleep 0.5; mkdir -p things/static; (nice; cat /proc/self/autogroup) >things/static/nice"
+    deploy_settings(build_commands=[f"sh -c '{look}'"])
+    host.project.commit("looks how much it yields")
+    assert host.ship()["result"]
+    own, session = host.get("/static/nice")[2].split(maxsplit=1)
+    assert own == "10"
+    assert session.split()[1:] == ["nice", "10"]
+
+
 # A storage that is elsewhere, as S3 is; it writes down what it stores, in this order.
 ELSEWHERE = {
     "tiny/storage.py": """
