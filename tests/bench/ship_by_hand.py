@@ -35,7 +35,7 @@ venv/bin/pip install --quiet -r requirements.txt
 BY_HAND = """
 set -e
 cd /srv/byhand
-set -a; . /srv/sites/newsroom/shared/.env; set +a
+while IFS= read -r line; do [ -z "$line" ] || export "$line"; done < /srv/sites/newsroom/shared/.env
 now() { date +%s.%N; }
 step() { local began=$(now); "$@" >/dev/null; echo "$step $began $(now)"; }
 check_out() {

@@ -44,7 +44,7 @@ INSERT INTO letter (sender, text)
 SELECT email, E'Hello,\\nreal7@mail.test told me.' FROM person;
 INSERT INTO shop.bill SELECT email, score FROM person;
 INSERT INTO session VALUES ('k', 'real1@mail.test');
-INSERT INTO saltern_failed_migration VALUES ('app1', 'Key (email)=(real1@mail.test) is duplicated.');
+INSERT INTO saltern_failed_migration VALUES ('app1', 'Key (email)=(real1@mail.test) is taken.');
 """
 
 
