@@ -24,8 +24,8 @@ from tests.lab import farm, salt  # noqa: E402 - the checkout is on the path now
 SITE, PRIMARY, REPLICA, BACKUP = "newsroom", "db1", "db2", "backup1"
 # A row takes about 1 kB that doesn't pack well.
 FILL = """
-CREATE TABLE bench_restore AS SELECT i AS id, (SELECT string_agg(md5(random()::text || i), '')
- FROM generate_series(1, 29)) AS text FROM generate_series(1, {rows}) i;
+CREATE TABLE bench_restore AS SELECT i AS id, (SELECT string_agg(md5(random()::text || i || n), '')
+ FROM generate_series(1, 29) n) AS text FROM generate_series(1, {rows}) i;
 ALTER TABLE bench_restore ADD PRIMARY KEY (id);
 ALTER TABLE bench_restore OWNER TO newsroom;
 """
