@@ -2,15 +2,16 @@
 """
 Our settings of PostgreSQL against Debian's defaults, on the same host, in turn: A B A B.
 
-    sudo python3 tests/bench/postgres.py --name farm --host db2 --memory 3G --part writes
+    sudo python3 tests/bench/postgres.py --name farm --host db2 --memory 3G --part large
 
 Works on a lab that is up. The host's RAM limit is raised for the run, its own server stands still
 meanwhile, and a scratch cluster takes both configurations in turn, ours as the states would write
 it for that much RAM. Parts:
 
-  small    pgbench on 75 MB, which every cache holds, read only and read-write
-  writes   rows changed in twenties all over 900 MB, with so much log that checkpoints pass
-  reports  queries that sort, group and join more than Debian's work_mem holds
+  small   pgbench on 75 MB, which every cache holds, read only and read-write
+  large   where settings matter, on more than RAM holds beside the rest: rows read in fifties and
+          changed in twenties all over 900 MB, with so much log that checkpoints pass, and reports
+          that sort, group and join more than Debian's work_mem holds
 
 Prints one line for each run, then the medians, and the median of what each pair of neighbours makes
 of each other: a machine that slows down slows both. Each run starts warm: the server has answered
@@ -33,30 +34,39 @@ from tests.lab import cgroups, farm, salt  # noqa: E402 - as above
 PORT, NAME, FOLDER = 5440, "bench", "/var/tmp/postgres-bench"
 OURS, DEBIANS = "ours", "Debian's"
 UNITS = {"M": 1 << 20, "G": 1 << 30}
-# Each needs more than Debian's work_mem of 4 MB, or its double for hashes, and no more than ours.
-# The planner leaves out what nobody asks for: each query uses all that it sorts or groups.
-REPORTS = {
-    "sort": "SELECT max(place) FROM (SELECT row_number() OVER (ORDER BY amount, customer) AS place"
-    " FROM orders) AS sorted",
-    "group": "SELECT max(total) FROM (SELECT id % 60000 AS part, sum(amount) AS total FROM orders"
-    " GROUP BY part) AS grouped",
-    "join": "SELECT max(o.amount), max(c.name) FROM orders o JOIN customers c ON c.id = o.customer",
-    "distinct": "SELECT count(DISTINCT amount::bigint * customer) FROM orders",
-}
-SCALES = {"small": 5, "writes": 60}
+SCALES = {"small": 5, "large": 60}
 CLIENTS = 8
-# As a background job does. Each client has rows of its own: none waits for another.
-OWN = SCALES["writes"] * 100_000 // CLIENTS
-CHANGES = f"""
-\\set first 1 + {OWN} * :client_id
-UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid IN
- (SELECT :first + (random() * {OWN - 1})::int FROM generate_series(1, 20));
-"""
+# Each client has rows of its own: none waits for another.
+OWN = SCALES["large"] * 100_000 // CLIENTS
+SOME = f"(SELECT :first + (random() * {OWN - 1})::int FROM generate_series(1, {{}}))"
+SCRIPTS = {
+    # A page of a site reads rows that lie anywhere.
+    "reads": f"SELECT sum(abalance) FROM pgbench_accounts WHERE aid IN {SOME.format(50)};",
+    # A background job.
+    "changes": "UPDATE pgbench_accounts SET abalance = abalance + 1"
+    f" WHERE aid IN {SOME.format(20)};",
+}
+# Each needs more than Debian's work_mem of 4 MB, or its double for hashes. The planner leaves out
+# what nobody asks for: each query uses all that it sorts or groups.
+REPORTS = {
+    "distinct": "SELECT count(DISTINCT amount) FROM orders WHERE id <= 250000",
+    "group": "SELECT max(total) FROM (SELECT amount % 100000 AS part, sum(customer) AS total"
+    " FROM orders GROUP BY part) AS grouped",
+    "join and group": "SELECT max(total) FROM (SELECT c.name, sum(o.amount) AS total FROM orders o"
+    " JOIN customers c ON c.id = o.customer WHERE o.placed > '2027-06-01' GROUP BY c.name) AS s",
+    "join": "SELECT max(o.amount), max(c.name) FROM orders o JOIN customers c ON c.id = o.customer",
+    "window": "SELECT max(place) FROM (SELECT row_number() OVER (PARTITION BY customer"
+    " ORDER BY amount) AS place FROM orders WHERE id <= 200000) AS sorted",
+}
 ORDERS = """
 CREATE TABLE customers AS SELECT i AS id, repeat(md5(i::text), 2) AS name
  FROM generate_series(1, 200000) i;
 CREATE TABLE orders AS SELECT i AS id, ((i::bigint * 7919) % 200000 + 1)::int AS customer,
- ((i::bigint * 104729) % 999983)::int AS amount FROM generate_series(1, 200000) i;
+ ((i::bigint * 104729) % 999983)::int AS amount,
+ timestamp '2026-01-01' + i * interval '1 minute' AS placed FROM generate_series(1, 1000000) i;
+CREATE INDEX ON orders (customer);
+CREATE INDEX ON orders (placed);
+ALTER TABLE customers ADD PRIMARY KEY (id);
 VACUUM ANALYZE;
 """
 
@@ -121,11 +131,12 @@ class Bench:
 
     def fill(self):
         self.sql("CREATE DATABASE bench", "postgres")
-        if self.options.part == "reports":
+        self.pgbench(f"-i -q -s {SCALES[self.options.part]}")
+        if self.options.part == "large":
             self.sql(ORDERS)
-        else:
-            self.pgbench(f"-i -q -s {SCALES[self.options.part]}")
-            self.run(f"cat >{FOLDER}/changes.sql <<'END'\n{CHANGES}END")
+            for name, statement in SCRIPTS.items():
+                script = f"\\set first 1 + {OWN} * :client_id\n{statement}\n"
+                self.run(f"cat >{FOLDER}/{name}.sql <<'END'\n{script}END")
 
     def pgbench(self, words):
         return self.run(
@@ -141,12 +152,12 @@ class Bench:
 
     def measure(self):
         """What one configuration does: a dictionary of figures, more is better."""
-        seconds = self.options.seconds or (40 if self.options.part == "writes" else 10)
+        seconds = self.options.seconds
         if self.options.part == "small":
             return {"read only": self.rate("-S", seconds), "read-write": self.rate("-N", seconds)}
-        if self.options.part == "reports":
-            return {name: 1000 / self.milliseconds(query) for name, query in REPORTS.items()}
-        found = {"changes": self.rate(f"-f {FOLDER}/changes.sql", seconds)}
+        found = {name: 1000 / self.milliseconds(query) for name, query in REPORTS.items()}
+        for name in SCRIPTS:
+            found[name] = self.rate(f"-f {FOLDER}/{name}.sql", seconds)
         passed = self.sql("SELECT checkpoints_timed + checkpoints_req FROM pg_stat_bgwriter")
         print(f"  checkpoints: {passed}")
         return found
@@ -189,8 +200,8 @@ def main():
     parser.add_argument("--name", default="farm")
     parser.add_argument("--host", default="db2")
     parser.add_argument("--memory", default="3G")
-    parser.add_argument("--part", choices=("small", "writes", "reports"), required=True)
-    parser.add_argument("--seconds", type=int, help="of a run; 10, and 40 for writes")
+    parser.add_argument("--part", choices=tuple(SCALES), required=True)
+    parser.add_argument("--seconds", type=int, default=20, help="of a run")
     parser.add_argument("--turns", type=int, default=5)
     bench = Bench(parser.parse_args())
     try:
