@@ -93,6 +93,13 @@ def _ssh():
     )
 
 
+def _host_keys():
+    """Keys that the host is known by, and that somebody could make a second time."""
+    keys = __salt__["sshd.host_keys"]()
+    weak = [f"{file} {key['weak']}" for file, key in keys.items() if key["weak"]]
+    return _shown("is offered by SSH", weak) if keys else "SSH has no host key"
+
+
 def _firewall():
     sound = __salt__["firewall.active"](_RULES)
     return "" if sound else "The rules in force, or those at boot, aren't Saltern's"
@@ -193,6 +200,7 @@ _POINTS = {
     "an operator can log in": (_way_in, "keys in operators.yaml, then " + _APPLY + " accounts,ssh"),
     "sudo's files are sound": (_sudo, "visudo -c names the file"),
     "SSH takes keys only, and not from root": (_ssh, _APPLY + " accounts,ssh"),
+    "SSH's host keys are strong": (_host_keys, _APPLY + " accounts,ssh"),
     "the firewall is up, and is so after a reboot": (_firewall, _APPLY + " firewall"),
     "what listens is declared": (_ports, "stop it, have it listen on loopback, or firewall.open"),
     "the kernel is set as it should be": (_kernel, _APPLY + " os"),
