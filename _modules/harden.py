@@ -131,6 +131,16 @@ def _kernel():
     return _shown("isn't as it should be", ret)
 
 
+def _open_files():
+    """Daemons that still run with fewer open files than they should: they turn visitors away."""
+    found = __salt__["limits.files"]().values()
+    wrong = [daemon["wrong"] for daemon in found if "wrong" in daemon]
+    bounded = [daemon["bounded"] for daemon in found if "bounded" in daemon]
+    if bounded and not wrong:
+        raise _LeftOut("; ".join(bounded))
+    return "; ".join(wrong)
+
+
 def _writable_files():
     """Files of the system that anybody may change."""
     found = []
@@ -204,6 +214,10 @@ _POINTS = {
     "the firewall is up, and is so after a reboot": (_firewall, _APPLY + " firewall"),
     "what listens is declared": (_ports, "stop it, have it listen on loopback, or firewall.open"),
     "the kernel is set as it should be": (_kernel, _APPLY + " os"),
+    "daemons may open the files that they should": (
+        _open_files,
+        _APPLY + " first, if a restart alone doesn't help",
+    ),
     "nobody but root changes the system": (_writable_files, "chmod o-w <file>"),
     "private keys are private": (_private_keys, "chmod o-r <file>"),
     "no site runs as root": (_sites_as_root, "stop the process; find who started it"),

@@ -211,6 +211,50 @@ def test_the_kernel_follows_and_what_a_container_may_not_set_is_said(lab):
     assert "vm.swappiness" in kernel["comment"]
 
 
+DAEMONS = {
+    "lb1": ["haproxy"],
+    "cache1": ["varnish", "memcached", "redis-server@session"],
+    "app1": ["nginx", "uwsgi", "nutcracker"],
+    "worker1": ["rabbitmq-server", "nutcracker"],
+    "db1": ["postgresql@15-main", "pgbouncer"],
+}
+
+
+@pytest.mark.parametrize("host", DAEMONS)
+def test_daemons_run_with_the_file_limits_of_their_settings(lab, host):
+    found = lab.salt(host, "limits.files")[host]
+    allowed = lab.salt(host, "grains.get", "hardware")[host]["open_files"]
+    assert {f"{name}.service" for name in DAEMONS[host]} <= set(found)
+    for unit, told in found.items():
+        assert "wrong" not in told, told
+        assert told["may"] >= min(told["wanted"], told["unit"], allowed), (unit, told)
+        assert ("bounded" in told) == (told["may"] < max(told["wanted"], told["unit"]))
+        process = lab.run(host, "systemctl", "show", "-P", "MainPID", unit).stdout.strip()
+        family = [process, *lab.run(host, "pgrep", "-P", process, check=False).stdout.split()]
+        files = [f"/proc/{one}/limits" for one in family]
+        runs = lab.run(host, "cat", *files, check=False).stdout
+        limits = map(int, re.findall(r"^Max open files +(\d+)", runs, re.M))
+        assert max(limits) == told["may"], unit
+
+
+def test_a_daemon_under_an_older_limit_is_named(lab):
+    unit = "nutcracker.service"
+    before = lab.salt("app1", "limits.files")["app1"][unit]["may"]
+    process = lab.run("app1", "systemctl", "show", "-P", "MainPID", unit).stdout.strip()
+    lower = ["prlimit", f"--pid={process}"]
+    try:
+        lab.run("app1", *lower, "--nofile=1000:")
+        wrong = lab.salt("app1", "limits.files")["app1"][unit]["wrong"]
+        assert f"{unit} runs with 1000 open files instead of {before}." in wrong
+        assert "salt 'app1' service.restart nutcracker" in wrong
+        failed = lab.salt("app1", "harden.audit")["app1"]["failed"]
+        assert wrong in failed["daemons may open the files that they should"]
+    finally:
+        lab.run("app1", *lower, f"--nofile={before}:")
+    failed = lab.salt("app1", "harden.audit")["app1"]["failed"]
+    assert "daemons may open the files that they should" not in failed
+
+
 def test_the_journal_has_an_end(lab):
     said = lab.run("app1", "journalctl", "-q", "-u", "systemd-journald", "-o", "cat").stdout
     limits = re.findall(r"System Journal \(\S+\) is \S+, max (\S+),", said)
