@@ -93,6 +93,13 @@ def _ssh():
     )
 
 
+def _host_keys():
+    """Keys that the host is known by, and that somebody could make a second time."""
+    keys = __salt__["sshd.host_keys"]()
+    weak = [f"{file} {key['weak']}" for file, key in keys.items() if key["weak"]]
+    return _shown("is offered by SSH", weak) if keys else "SSH has no host key"
+
+
 def _firewall():
     sound = __salt__["firewall.active"](_RULES)
     return "" if sound else "The rules in force, or those at boot, aren't Saltern's"
@@ -122,6 +129,16 @@ def _kernel():
     if not _SYSCTL.exists():
         return f"{_SYSCTL} isn't there"
     return _shown("isn't as it should be", ret)
+
+
+def _open_files():
+    """Daemons that still run with fewer open files than they should: they turn visitors away."""
+    found = __salt__["limits.files"]().values()
+    wrong = [daemon["wrong"] for daemon in found if "wrong" in daemon]
+    bounded = [daemon["bounded"] for daemon in found if "bounded" in daemon]
+    if bounded and not wrong:
+        raise _LeftOut("; ".join(bounded))
+    return "; ".join(wrong)
 
 
 def _writable_files():
@@ -193,9 +210,14 @@ _POINTS = {
     "an operator can log in": (_way_in, "keys in operators.yaml, then " + _APPLY + " accounts,ssh"),
     "sudo's files are sound": (_sudo, "visudo -c names the file"),
     "SSH takes keys only, and not from root": (_ssh, _APPLY + " accounts,ssh"),
+    "SSH's host keys are strong": (_host_keys, _APPLY + " accounts,ssh"),
     "the firewall is up, and is so after a reboot": (_firewall, _APPLY + " firewall"),
     "what listens is declared": (_ports, "stop it, have it listen on loopback, or firewall.open"),
     "the kernel is set as it should be": (_kernel, _APPLY + " os"),
+    "daemons may open the files that they should": (
+        _open_files,
+        _APPLY + " first, if a restart alone doesn't help",
+    ),
     "nobody but root changes the system": (_writable_files, "chmod o-w <file>"),
     "private keys are private": (_private_keys, "chmod o-r <file>"),
     "no site runs as root": (_sites_as_root, "stop the process; find who started it"),

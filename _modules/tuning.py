@@ -63,6 +63,29 @@ _VARNISH_OBJECTS = 1.1
 _MEMCACHED_DATA, _REDIS_DATA, _RABBITMQ_DATA = 0.85, 0.6, 0.6
 _PGBOUNCER_CLIENT = 16 * K
 
+# Files and connections that one process of a daemon has to be able to open: from its settings, and
+# why. Below that, connections are refused before the settings say so.
+_OPEN_FILES = {
+    "haproxy": lambda v: (2 * v["maxconn"], "two for each of maxconn connections"),
+    "varnish": lambda v: (131072, "as its authors ship it: visitors, app hosts, both kept open"),
+    "nginx": lambda v: (v["open_files"], "open_files of each worker"),
+    "uwsgi": lambda v: (4096, "a worker's requests, one a thread, and what a site opens"),
+    "celery": lambda v: (4096, "four for each of at most 1024 processes"),
+    "twemproxy": lambda v: (16384, "a connection for each process of a site"),
+    "memcached": lambda v: (v["max_connections"], "max_connections, to which it sets itself"),
+    "redis": lambda v: (
+        max(65535, v["max_clients"] + 32),
+        "max_clients and 32 for itself, at least 65535: it takes more clients without a restart",
+    ),
+    "rabbitmq": lambda v: (65536, "connections and the files of queues, as its authors advise"),
+    "postgres": lambda v: (1024, "max_files_per_process is 1000"),
+    "pgbouncer": lambda v: (v["max_clients"] + 500, "max_clients, and 500 to the server"),
+    "mariadb": lambda v: (
+        max(32768, 32100 + v["max_connections"], 5 * v["max_connections"]),
+        "32100 for tables and max_connections, or five a connection, at least 32768",
+    ),
+}
+
 
 def share(hardware, services, service):
     """
@@ -489,6 +512,30 @@ def mariadb(hardware, services, settings, sites=1):
             f"= {_text(max(0, bound))}, in steps of 128M; {note}",
         ),
     }
+
+
+def open_files(service, settings):
+    """
+    The files and connections that one process of a service's daemon has to be able to open: what
+    its unit says as ``LimitNOFILE``, and what :func:`limits.files` compares with.
+
+    service
+        The service's name.
+    settings
+        Its settings: key -> value, with nothing left ``auto``.
+
+    Returns the number and how it was found; nothing for a service that needs no more than any.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local tuning.open_files pgbouncer '{max_clients: 1000}'
+    """
+    if service not in _OPEN_FILES:
+        return None
+    number, why = _OPEN_FILES[service](settings)
+    return number, f"{number}: {why}"
 
 
 def promised(settings, sites=1):

@@ -10,6 +10,7 @@ mariadb/unit:
   file.managed:
     - name: /etc/systemd/system/mariadb.service.d/saltern.conf
     - source: salt://mariadb/files/unit.conf
+    - template: jinja
     - mode: '0644'
     - makedirs: True
     - require:

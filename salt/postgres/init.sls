@@ -61,6 +61,7 @@ postgres/unit:
   file.managed:
     - name: /etc/systemd/system/{{ unit }}.service.d/saltern.conf
     - source: salt://postgres/files/unit.conf
+    - template: jinja
     - mode: '0644'
     - makedirs: True
     - require:

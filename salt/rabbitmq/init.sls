@@ -6,6 +6,7 @@ rabbitmq/unit:
   file.managed:
     - name: /etc/systemd/system/rabbitmq-server.service.d/saltern.conf
     - source: salt://rabbitmq/files/unit.conf
+    - template: jinja
     - mode: '0644'
     - makedirs: True
 

@@ -19,6 +19,7 @@ redis/template-unit:
   file.managed:
     - name: /etc/systemd/system/redis-server@.service.d/saltern.conf
     - source: salt://redis/files/unit.conf
+    - template: jinja
     - mode: '0644'
     - makedirs: True
     - require:

@@ -140,6 +140,50 @@ def test_ssh_moves_to_another_port_and_back(lab):
     assert greeting(lab, ADDRESS, 2222) == ""
 
 
+def scanned(lab, address):
+    """The fingerprints that an SSH server shows a client on the network, by kind of key."""
+    keys = lab.on_hub("ssh-keyscan", "-T", "5", "-t", "ecdsa,ed25519,rsa", address).stdout
+    shown = subprocess.run(
+        ["ssh-keygen", "-l", "-f", "-"], input=keys, capture_output=True, check=False
+    )
+    lines = shown.stdout.decode().splitlines()
+    return {line.split()[-1].strip("()"): line.split()[1] for line in lines}
+
+
+@pytest.mark.parametrize("host", ["lb1", "cache1", "app1", "worker1", "db1", "backup1"])
+def test_a_host_is_known_by_strong_keys_only(lab, host):
+    seen = scanned(lab, lab.hosts[host].address)
+    assert set(seen) == {"ED25519", "RSA"}
+    assert lab.salt(host, "sshd.fingerprints")[host] == seen
+    keys = lab.salt(host, "sshd.host_keys")[host].values()
+    assert {key["kind"]: key["bits"] for key in keys}["RSA"] >= 3072
+    assert [key["weak"] for key in keys if key["weak"]] == []
+
+
+def test_a_weak_key_makes_way_and_a_good_one_stays(lab):
+    file = "/etc/ssh/ssh_host_rsa_key"
+    before = scanned(lab, ADDRESS)
+    lab.run(HOST, "cp", "-a", file, f"{file}.kept")
+    lab.run(HOST, "cp", "-a", f"{file}.pub", f"{file}.kept.pub")
+    short = f"rm {file}; ssh-keygen -q -t rsa -b 2048 -N '' -f {file} && systemctl reload ssh"
+    try:
+        lab.run(HOST, "sh", "-c", short)
+        until(30, lambda: scanned(lab, ADDRESS).get("RSA") not in (None, before["RSA"]))
+        failed = lab.salt(HOST, "harden.audit")[HOST]["failed"]
+        assert f"{file} is RSA of 2048 bits" in failed["SSH's host keys are strong"]
+        lab.apply(HOST, "ssh")
+        told = lab.salt(HOST, "sshd.fingerprints")[HOST]
+        until(30, lambda: scanned(lab, ADDRESS) == told)
+        assert told["ED25519"] == before["ED25519"]
+        assert lab.salt(HOST, "sshd.host_keys")[HOST][file]["bits"] == 3072
+        states = lab.salt(HOST, "state.apply", "ssh")[HOST]
+        assert [state["__id__"] for state in states.values() if state["changes"]] == []
+    finally:
+        back = f"mv {file}.kept {file}; mv {file}.kept.pub {file}.pub; rm -f {file}.weak"
+        lab.run(HOST, "sh", "-c", f"{back}; systemctl reload ssh")
+    until(30, lambda: scanned(lab, ADDRESS) == before)
+
+
 @pytest.mark.parametrize("host", EXPOSURE)
 def test_our_units_are_in_a_sandbox(lab, host):
     for pattern, most in EXPOSURE[host].items():
@@ -165,6 +209,50 @@ def test_the_kernel_follows_and_what_a_container_may_not_set_is_said(lab):
     assert kernel["changes"] == {"net.core.somaxconn": {"old": "1000", "new": "4096"}}
     assert "Left alone, as they can't be written here: " in kernel["comment"]
     assert "vm.swappiness" in kernel["comment"]
+
+
+DAEMONS = {
+    "lb1": ["haproxy"],
+    "cache1": ["varnish", "memcached", "redis-server@session"],
+    "app1": ["nginx", "uwsgi", "nutcracker"],
+    "worker1": ["rabbitmq-server", "nutcracker"],
+    "db1": ["postgresql@15-main", "pgbouncer"],
+}
+
+
+@pytest.mark.parametrize("host", DAEMONS)
+def test_daemons_run_with_the_file_limits_of_their_settings(lab, host):
+    found = lab.salt(host, "limits.files")[host]
+    allowed = lab.salt(host, "grains.get", "hardware")[host]["open_files"]
+    assert {f"{name}.service" for name in DAEMONS[host]} <= set(found)
+    for unit, told in found.items():
+        assert "wrong" not in told, told
+        assert told["may"] >= min(told["wanted"], told["unit"], allowed), (unit, told)
+        assert ("bounded" in told) == (told["may"] < max(told["wanted"], told["unit"]))
+        process = lab.run(host, "systemctl", "show", "-P", "MainPID", unit).stdout.strip()
+        family = [process, *lab.run(host, "pgrep", "-P", process, check=False).stdout.split()]
+        files = [f"/proc/{one}/limits" for one in family]
+        runs = lab.run(host, "cat", *files, check=False).stdout
+        limits = map(int, re.findall(r"^Max open files +(\d+)", runs, re.M))
+        assert max(limits) == told["may"], unit
+
+
+def test_a_daemon_under_an_older_limit_is_named(lab):
+    unit = "nutcracker.service"
+    before = lab.salt("app1", "limits.files")["app1"][unit]["may"]
+    process = lab.run("app1", "systemctl", "show", "-P", "MainPID", unit).stdout.strip()
+    lower = ["prlimit", f"--pid={process}"]
+    try:
+        lab.run("app1", *lower, "--nofile=1000:")
+        wrong = lab.salt("app1", "limits.files")["app1"][unit]["wrong"]
+        assert f"{unit} runs with 1000 open files instead of {before}." in wrong
+        assert "salt 'app1' service.restart nutcracker" in wrong
+        failed = lab.salt("app1", "harden.audit")["app1"]["failed"]
+        assert wrong in failed["daemons may open the files that they should"]
+    finally:
+        lab.run("app1", *lower, f"--nofile={before}:")
+    failed = lab.salt("app1", "harden.audit")["app1"]["failed"]
+    assert "daemons may open the files that they should" not in failed
 
 
 def test_the_journal_has_an_end(lab):

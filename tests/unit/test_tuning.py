@@ -222,6 +222,18 @@ def test_processes_by_cores():
     assert tuning.uwsgi(host(64 * G, 0.4), alone, {})["processes"][0] == 1
 
 
+@given(hardwares, role_sets)
+def test_daemons_may_open_the_files_that_they_need(hardware, roles):
+    settings = tuned(hardware, services_of(roles))
+    settings.get("memcached", {})["max_connections"] = settings.get("redis", {})["max_clients"] = 64
+    for service, values in settings.items():
+        number, why = tuning.open_files(service, values) or (1024, "1024: as any")
+        assert number >= (64 if service == "memcached" else 200)
+        assert why.startswith(f"{number}: ")
+        key = {"pgbouncer": "max_clients", "mariadb": "max_connections"}.get(service)
+        assert not key or number > values[key]
+
+
 def test_connections_fit_the_open_files_there_are():
     maxconn = tuning.haproxy(host(64 * G, open_files=20000), ["haproxy"], {})["maxconn"][0]
     assert 2 * maxconn < 20000
