@@ -434,7 +434,7 @@ def postgres(hardware, services, settings, sites=1):
             f"{_POSTGRES_VACUUMS} may run at once",
         ),
         "effective_cache_size": (_size(max(M, ram / 2)), f"{basis} / 2"),
-        "random_page_cost": (4.0 if turns else 1.1, disk),
+        "random_page_cost": (4.0 if turns else 2.0, disk),
         "effective_io_concurrency": (2 if turns else 200, disk),
     }
 

@@ -89,8 +89,9 @@ class Bench:
         self.before_drop = self.psql("SELECT date_trunc('second', now()) + '1 s'")
         time.sleep(1.5)
         began = time.monotonic()
-        file = self.psql("SELECT txid_current(); SELECT pg_walfile_name(pg_current_wal_lsn())")
-        name = file.splitlines()[-1]
+        # At the very end of a piece its name would be that of one that was sent long ago.
+        self.psql("SELECT pg_logical_emit_message(true, 'bench', 'a commit')")
+        name = self.psql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")
         there = f"SELECT coalesce(last_archived_wal >= '{name}', false) FROM pg_stat_archiver"
         while self.psql(there) != "t":
             if time.monotonic() - began > 300:
