@@ -63,8 +63,11 @@ def release(
     timeout
         Seconds that a step may take on a host.
 
-    Returns ``result``, ``comment``, ``release``, ``sha``, ``seconds`` and ``hosts`` (what each
-    host said last). The exit code is 1 unless every host went live.
+    At last the balancers and accelerators get the site's own error pages (``pages.bring``).
+
+    Returns ``result``, ``comment`` (with a line for each host that didn't get the pages),
+    ``release``, ``sha``, ``seconds`` and ``hosts`` (what each host said last). The exit code is 1
+    unless every host went live.
 
     CLI Example:
 
@@ -81,7 +84,8 @@ def release(
         farm = _Farm(site, environment, without, timeout)
         report["site"] = farm.site
         _release(farm, report, rev, options, policy)
-        return f"{report['release']} is live on {len(farm.hosts)} hosts."
+        told = f"{report['release']} is live on {len(farm.hosts)} hosts."
+        return "\n".join([told, *farm.bring_pages()])
 
     return _reported(do)
 
@@ -286,10 +290,11 @@ class _Farm:
         self.hosts = self.app + self.workers
         if not self.hosts:
             raise _ShipError(f"{pillar['environment']} has no host with a role of {_ROLES}.")
-        named = [(h, entry.get("roles") or []) for h, entry in pillar["hosts"].items()]
+        # Those without a key can't be told anything.
+        in_front, _ = _hosts(pillar["hosts"], left_out, ("loadbalancer", "accelerator"))
         self.front = {
-            "haproxy": [host for host, roles in named if "loadbalancer" in roles],
-            "varnish": [host for host, roles in named if "accelerator" in roles],
+            "haproxy": [host for host, roles in in_front.items() if "loadbalancer" in roles],
+            "varnish": [host for host, roles in in_front.items() if "accelerator" in roles],
         }
         self.display = _Display()
 
@@ -324,6 +329,19 @@ class _Farm:
         for host in group:
             self.say(f"{module}: {action} {host}")
             self.run(action, self.front[module], f"{module}.{action}", host, quiet=True)
+
+    def bring_pages(self):
+        """
+        Give the site's own error pages to whoever stands in front of the app hosts. The release is
+        live whether or not that works: a sentence for each host where it doesn't.
+        """
+        hosts = sorted({host for hosts in self.front.values() for host in hosts})
+        returned = self.run("pages", hosts, "pages.bring", quiet=True)
+        notes = {h: f["notes"] if isinstance(f, dict) else [f] for h, f in returned.items()}
+        told = [f"Error pages, {host}: {note}" for host in hosts for note in notes[host]]
+        for line in told:
+            self.say(line)
+        return told
 
     def run(self, step, hosts, function, *arguments, quiet=False, **options):
         """
@@ -403,14 +421,14 @@ def _environment(site, environment):
     return found[0]
 
 
-def _hosts(entries, without):
-    """Roles by minion id, of the hosts that hold releases; and those that have no key."""
+def _hosts(entries, without, wanted=_ROLES):
+    """Roles by minion id, of the hosts that have one of those wanted; and those without a key."""
     keys, found, silent = __salt__["inventory.accepted"](), {}, []
     unknown = [host for host in without if host not in keys and host not in entries]
     if unknown:
         raise _ShipError(f"without={unknown[0]}: there is no such host.")
     for entry, facts in sorted(entries.items()):
-        roles = [role for role in facts.get("roles") or [] if role in _ROLES]
+        roles = [role for role in facts.get("roles") or [] if role in wanted]
         if not roles:
             continue
         if any(sign in entry for sign in "*?["):

@@ -38,6 +38,27 @@ haproxy/errors/{{ status }}:
     - watch_in:
       - service: haproxy/service
 {% endfor %}
+{%- for name in sites %}
+{%- for status in (500, 502, 503, 504) %}
+# Ours at first; haproxy/pages brings what the site has.
+haproxy/pages/{{ name }}-{{ status }}:
+  file.managed:
+    - name: /etc/haproxy/pages/{{ name }}-{{ status }}.http
+    - source: salt://haproxy/files/error.http
+    - template: jinja
+    - context:
+        status: {{ status }}
+    - mode: '0644'
+    - makedirs: True
+    - replace: False
+    - require:
+      - pkg: haproxy/package
+    - require_in:
+      - file: haproxy/config
+    - watch_in:
+      - service: haproxy/service
+{% endfor %}
+{%- endfor %}
 haproxy/certificates:
   file.directory:
     - name: /etc/haproxy/certificates
@@ -138,6 +159,23 @@ haproxy/service:
     - watch:
       - file: haproxy/config
       - cmd: haproxy/certificates/first
+
+# Pages of sites that are gone.
+haproxy/old-pages:
+  file.directory:
+    - name: /etc/haproxy/pages
+    - mode: '0755'
+    - clean: True
+    - exclude_pat: 'E@^({{ sites | join('|') }})-\d+\.http$'
+    - require:
+      - service: haproxy/service
+
+# The sites' own pages, from an app host.
+haproxy/pages:
+  pages.brought:
+    - name: haproxy
+    - require:
+      - file: haproxy/old-pages
 
 haproxy/certificates/timer:
   file.managed:

@@ -1,5 +1,6 @@
 # The web accelerator: Varnish, its unit, its VCL, its log.
 {%- set varnish = salt['settings.get']('varnish') %}
+{%- set sites = salt['sites.list']() %}
 
 # Before the package, so that the daemon's first start is already ours; it has no VCL until then
 # and waits.
@@ -33,6 +34,23 @@ varnish/daemon-reload:
     - require:
       - pkg: varnish/package
 
+{% for name in sites %}
+# Empty at first; varnish/pages brings what the site has.
+varnish/pages/{{ name }}:
+  file.managed:
+    - name: /etc/varnish/pages/{{ name }}.vcl
+    - source: salt://varnish/files/pages.vcl
+    - template: jinja
+    - context:
+        label: {{ name | regex_replace('[^A-Za-z0-9]', '_') }}
+    - mode: '0644'
+    - makedirs: True
+    - replace: False
+    - require:
+      - pkg: varnish/package
+    - require_in:
+      - file: varnish/vcl
+{% endfor %}
 varnish/vcl:
   file.managed:
     - name: /etc/varnish/saltern.vcl
@@ -58,6 +76,23 @@ varnish/loaded:
     - require:
       - file: varnish/vcl
       - daemon: varnish/running
+
+# Pages of sites that are gone.
+varnish/old-pages:
+  file.directory:
+    - name: /etc/varnish/pages
+    - mode: '0755'
+    - clean: True
+    - exclude_pat: 'E@^({{ sites | join('|') }})\.vcl$'
+    - require:
+      - varnish: varnish/loaded
+
+# The sites' own pages, from an app host.
+varnish/pages:
+  pages.brought:
+    - name: varnish
+    - require:
+      - file: varnish/old-pages
 
 varnish/log/unit:
   file.managed:

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.farm import releases
+from tests.farm.database_farm import apply
 from tests.farm.visitors import visitors
 from tests.farm.waiting import until
 
@@ -291,6 +292,52 @@ def test_the_farm_in_batches_behind_a_canary(lab):
     assert set(report["hosts"]) == set(hosts_of_releases(lab))
     for line in ("batch 1 of 3: app1", "batch 2 of 3: app2", "varnish: drain app1", "watching"):
         assert line in shown, shown
+
+
+@pytest.mark.drill
+def test_the_sites_own_error_pages_are_shown_when_no_app_host_answers(lab):
+    """By Varnish for a page that it hasn't kept, by HAProxy for a form; Varnish's own 404, too."""
+    words = f"words of trial {time.time_ns()}"
+    files = {
+        f"newsroom/templates/{status}.html": f'<!doctype html><h1>{status}: {words} "}}</h1>\n'
+        for status in (404, 503)
+    }
+    front = ("lb* or cache*", "pages.bring")
+    host = {"Host": "newsroom.lab"}
+    try:
+        code, report, _ = ship_the_farm(lab, commit(lab, "own error pages", files))
+        assert (code, report["result"]) == (0, True), report
+        assert "Error pages" not in report["comment"], report
+        brought = lab.salt(*front)
+        assert all(found["changed"] == [] for found in brought.values()), brought
+        for one in ("lb1", "lb2"):
+            missing = lab.get(f"http://{one}/wp-login.php", headers=host)
+            assert (missing.status, missing.headers["x-cache"]) == (404, "synth")
+            assert f"404: {words}" in missing.body
+        for app in APPS:
+            lab.kill(app)
+        for one in ("lb1", "lb2"):
+            page = lab.get(f"http://{one}/never-kept/{time.time_ns()}/", headers=host)
+            assert (page.status, page.headers["x-cache"]) == (503, "miss"), page.headers
+            assert f'503: {words} "}}' in page.body
+            form = lab.get(f"http://{one}/contact/", headers=host, method="POST", data="a=b")
+            assert form.status == 503
+            assert f"503: {words}" in form.body
+        kept = lab.salt(*front)
+        assert all(found["changed"] == [] for found in kept.values()), kept
+        assert all("No app host has" in found["notes"][0] for found in kept.values()), kept
+    finally:
+        for app in APPS:
+            lab.start(app)
+        until(60, lambda: all(isinstance(told, str) for told in answering(lab).values()))
+    # Shipped without `ship.release`: brought by state.apply, which then has nothing more to do.
+    shipped(lab, "the published error pages")
+    for service, one in (("haproxy", "lb1"), ("varnish", "cache1")):
+        failed, changed = apply(lab, one, service)
+        assert (failed, list(changed)) == ({}, [f"{service}/pages"])
+        assert apply(lab, one, service) == ({}, {})
+    lab.salt(*front)
+    assert words not in lab.get("http://lb1/wp-login.php", headers=host).body
 
 
 @pytest.mark.drill

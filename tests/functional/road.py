@@ -230,8 +230,15 @@ class Road:
 
     def write_vcl(self, name):
         modules = functions(name, self.told, self.folder)
+        pages = self.folder / f"{name}-pages"
+        pages.mkdir(exist_ok=True)
+        for site in self.told["sites"]:
+            if not (pages / f"{site}.vcl").exists():
+                empty = render(modules, "varnish/files/pages.vcl", label=site.replace("-", "_"))
+                (pages / f"{site}.vcl").write_text(empty)
         vcl = self.folder / f"{name}.vcl"
-        vcl.write_text(render(modules, "varnish/files/saltern.vcl"))
+        text = render(modules, "varnish/files/saltern.vcl")
+        vcl.write_text(text.replace("/etc/varnish/pages/", f"{pages}/"))
         return vcl
 
     def healthy(self, name):
@@ -252,11 +259,15 @@ class Road:
 
     def write_haproxy(self):
         modules = functions("lb1", self.told, self.folder)
-        errors = self.folder / "errors"
+        errors, pages = self.folder / "errors", self.folder / "pages"
         errors.mkdir(exist_ok=True)
+        pages.mkdir(exist_ok=True)
         for status in (400, 403, 408, 429, 500, 502, 503, 504):
             page = render(modules, "haproxy/files/error.http", status=status)
             (errors / f"saltern-{status}.http").write_text(page)
+            for site in self.told["sites"] if status >= 500 else ():
+                if not (pages / f"{site}-{status}.http").exists():
+                    (pages / f"{site}-{status}.http").write_text(page)
         self._certificates()
         text = render(modules, "haproxy/files/haproxy.cfg")
         for path, here in {

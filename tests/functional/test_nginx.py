@@ -12,7 +12,7 @@ import time
 import pytest
 
 from tests.functional import road as roads
-from tests.functional.road import ACCELERATORS, APP, APPS, get, until
+from tests.functional.road import ACCELERATORS, APP, APPS, BALANCER, get, until
 
 AT = (APPS[0], APP)
 # Answers with what it was told; `?seconds=1` takes its time.
@@ -213,6 +213,29 @@ def test_error_pages_are_flat_or_the_sites_own(host):
         assert get("/", "magazine.lab", at=AT).status == 200
     finally:
         off.unlink()
+
+
+def test_the_layers_in_front_get_the_sites_own_pages(host):
+    own = host.file("paper", "pages", "503.html")
+    live = host.file("paper", "current")
+    live.mkdir()
+    own.write_text("our own words")
+
+    def asked(number, source=ACCELERATORS[0], **headers):
+        return get(f"/.saltern/pages/{number}.html", at=AT, source=source, **headers)
+
+    try:
+        for source in (ACCELERATORS[0], BALANCER):
+            assert (asked(503, source).status, asked(503, source).text) == (200, "our own words")
+        assert asked(404).status == 404, "it has no such one"
+        assert asked(503, "127.55.0.99").status == 403
+        assert asked(503, X_Forwarded_For="6.6.6.6").status == 403
+    finally:
+        live.rmdir()
+    try:
+        assert asked(503).status == 503, "nothing is live"
+    finally:
+        own.unlink()
 
 
 def test_the_client_is_whom_the_farms_own_hosts_say(host):

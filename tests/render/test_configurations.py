@@ -47,6 +47,7 @@ UNJUDGED = {
     "*/.env": "variables for Django, which the site's settings read",
     "*.http": "a whole answer, sent byte by byte",
     "*.html": "a page",
+    "/etc/varnish/pages/*": "judged with the VCL that includes it",
     "*/.pgpass": "libpq skips lines that it doesn't understand",
     "/etc/postgresql-common/createcluster.conf": "read by pg_createcluster, which has no check",
     "*/tls/authority.key": "judged by openssl when it signs with it",

@@ -29,6 +29,8 @@ COMPRESSIBLE = (
 )
 # Smaller answers don't gain from compression.
 SMALLEST = 512
+# The error pages that the layers in front show, and what is shown where a site has no such one.
+FLAT_PAGES = {404: [], 500: [], 502: ["503.html"], 503: [], 504: ["503.html"]}
 # Operations that lose data, or that the code which still runs doesn't survive.
 DESTRUCTIVE = {
     "RemoveField": "drops the column",
@@ -108,20 +110,23 @@ def static_files(options):
 
 
 def flat_pages(folder):
-    """Write the site's own error pages for nginx, which shows them when the site can't answer."""
+    """Write the site's own error pages for the layers in front, who show them in its place."""
     from django.template import TemplateDoesNotExist
     from django.template.loader import render_to_string
 
     written = []
-    for status in (404, 500, 503):
+    for status, others in FLAT_PAGES.items():
+        path = Path(folder, f"{status}.html")
         try:
-            page = render_to_string(f"{status}.html")
+            page = render_to_string([path.name, *others])
         except TemplateDoesNotExist:
+            if path.exists():  # the release before had it
+                path.unlink()
             continue
         except Exception as error:  # noqa: BLE001 - a page that needs a request isn't flat
-            print(f"{status}.html can't be rendered on its own: {error}")
+            print(f"{path.name} can't be rendered on its own: {error}")
             continue
-        put(Path(folder, f"{status}.html"), page.encode())
+        put(path, page.encode())
         written.append(status)
     return written
 

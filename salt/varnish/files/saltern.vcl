@@ -20,6 +20,11 @@ import std;
 {% for domain in domains %}{{ ' || ' if not loop.first }}{{ request }}.http.Host == "{{ domain | lower }}"{% endfor %}
 {%- endmacro %}
 
+{%- for site in sites %}
+# The site's own pages.
+include "/etc/varnish/pages/{{ site.name }}.vcl";
+{%- endfor %}
+
 backend nobody none;
 {% for site in sites if apps %}
 probe {{ site.label }}_probe {
@@ -283,6 +288,11 @@ sub vcl_backend_error {
     set beresp.http.Content-Type = "text/html; charset=utf-8";
     set beresp.http.Cache-Control = "no-store";
     set beresp.http.Retry-After = "5";
+{%- for site in sites %}
+    if ({{ is_host('bereq', site.domains) }}) {
+        call {{ site.label }}_failed;
+    }
+{%- endfor %}
     set beresp.body = {"{{ page(503) }}
 "};
     return (deliver);
@@ -332,6 +342,14 @@ sub vcl_synth {
         return (deliver);
     }
     set resp.http.Content-Type = "text/html; charset=utf-8";
+    if (resp.status == 503) {
+        set resp.http.Retry-After = "5";
+    }
+{%- for site in sites %}
+    if ({{ is_host('req', site.domains) }}) {
+        call {{ site.label }}_synth;
+    }
+{%- endfor %}
     if (resp.status == 404) {
         set resp.body = {"{{ page(404) }}
 "};
