@@ -17,6 +17,8 @@ REPOSITORY = f"/srv/git/{SITE}.git"
 SERVED_AS = f"git://master/{SITE}.git"
 # Which hosts get releases, by role: the app hosts first, as they migrate the database.
 SHIPPED_TO = {"app": "app*", "worker": "worker*"}
+# Roles that show a site's error pages where no app host answers.
+IN_FRONT = {"loadbalancer", "accelerator"}
 GIT_UNIT = """\
 [Unit]
 Description=The git repositories of the lab, read-only
@@ -144,7 +146,10 @@ def converge(lab):
 
 
 def ship(lab):
-    """``deploy.ship`` on the hosts that run the sites' code; content for the example site."""
+    """
+    ``deploy.ship`` on the hosts that run the sites' code; its error pages for those in front;
+    content for the example site.
+    """
     hosts = lab.running()
     for role, target in SHIPPED_TO.items():
         names = [host.name for host in hosts if role in host.roles]
@@ -152,6 +157,11 @@ def ship(lab):
             with output.step(f"salt '{target}' deploy.ship", len(names)) as step:
                 follow(lab, step, names, target, "deploy.ship")
     apps = [host.name for host in hosts if "app" in host.roles]
+    front = [host.name for host in hosts if IN_FRONT & set(host.roles)]
+    if apps and front:
+        target = f"L@{','.join(front)}"
+        with output.step(f"salt -C {target} pages.bring", len(front)) as step:
+            follow(lab, step, front, target, "pages.bring")
     if apps and lab.sites().get(SITE, {}).get("repository") == SERVED_AS:
         with output.step(f"salt {apps[0]} deploy.manage {SITE} seed", 1) as step:
             follow(lab, step, apps[:1], apps[0], "deploy.manage", SITE, "seed")
@@ -180,7 +190,7 @@ def follow(lab, step, hosts, target, function, *arguments):
     """Call a function, count the hosts as they answer, and raise with what went wrong."""
     command = ["env", "PYTHONUNBUFFERED=1"]  # else the answers come all at once, at the end
     command += ["salt", "--out=json", "--out-indent=-1", "--no-color", *PATIENCE]
-    command += [target, function, *arguments]
+    command += ["-C", target, function, *arguments]
     wrong, answered = [], set()
     process = subprocess.Popen(
         lab.hosts["master"].inside(command),
