@@ -238,21 +238,21 @@ def test_daemons_run_with_the_file_limits_of_their_settings(lab, host):
 
 
 def test_a_daemon_under_an_older_limit_is_named(lab):
-    unit = "nutcracker.service"
+    unit, point = "nutcracker.service", "daemons may open the files that they should"
     before = lab.salt("app1", "limits.files")["app1"][unit]["may"]
-    process = lab.run("app1", "systemctl", "show", "-P", "MainPID", unit).stdout.strip()
-    lower = ["prlimit", f"--pid={process}"]
+    older = f"/run/systemd/system/{unit}.d/zz-older.conf"
+    restart = f"systemctl daemon-reload; systemctl restart {unit}"
     try:
-        lab.run("app1", *lower, "--nofile=1000:")
+        lab.run("app1", "install", "-D", "/dev/stdin", older, stdin="[Service]\nLimitNOFILE=1000\n")
+        # Started with less; its unit has been given more since.
+        lab.run("app1", "sh", "-ec", f"{restart}; rm {older}; systemctl daemon-reload")
         wrong = lab.salt("app1", "limits.files")["app1"][unit]["wrong"]
         assert f"{unit} runs with 1000 open files instead of {before}." in wrong
         assert "salt 'app1' service.restart nutcracker" in wrong
-        failed = lab.salt("app1", "harden.audit")["app1"]["failed"]
-        assert wrong in failed["daemons may open the files that they should"]
+        assert wrong in lab.salt("app1", "harden.audit")["app1"]["failed"][point]
     finally:
-        lab.run("app1", *lower, f"--nofile={before}:")
-    failed = lab.salt("app1", "harden.audit")["app1"]["failed"]
-    assert "daemons may open the files that they should" not in failed
+        lab.run("app1", "sh", "-ec", f"rm -f {older}; {restart}")
+    assert point not in lab.salt("app1", "harden.audit")["app1"]["failed"]
 
 
 def test_the_journal_has_an_end(lab):
