@@ -6,10 +6,13 @@ import base64
 import hashlib
 import json
 import pathlib
+import time
 
 from salt.exceptions import CommandExecutionError
 
 _DATA = pathlib.Path("/var/lib/rabbitmq/mnesia")
+# Seconds that a broker waits for its turn to join.
+_TURN = 60
 # Queues of one worker, one command or one beat; they come and go with it.
 _PASSING = ("celeryev.", "amq.gen-", "saltern.beat")
 
@@ -115,8 +118,9 @@ def cluster():
 
 def to_join(found=None):
     """
-    The broker whose cluster this one should join: it is alone, and the other is in a cluster or
-    stands before it in the inventory.
+    The broker whose cluster this one should join, if it is alone: one that is in a cluster, else
+    one that sites' queues live on, else the first by name. Of two with queues, or two without, the
+    later joins the earlier; one without queues never makes one with queues start afresh.
 
     found
         What :func:`cluster` returned, if it was asked already.
@@ -133,11 +137,15 @@ def to_join(found=None):
     found, mine = found or cluster(), _node(__opts__["id"])
     if set(found["known"]) != {mine}:
         return None
-    for node in found["wanted"]:
-        members = _members(node) if node != mine else []
-        if len(members) > 1 or (members and node < mine):
-            return node
-    return None
+    others = {node: _members(node) for node in found["wanted"] if node != mine}
+    up = sorted(node for node, members in others.items() if members)
+    clusters = [node for node in up if len(others[node]) > 1]
+    if clusters:
+        return clusters[0]
+    in_use = {node for node in [mine, *up] if _has_queues(node)}
+    first = in_use or {mine, *up}
+    joined = [node for node in up if node in first and (node < mine or mine not in first)]
+    return joined[0] if joined else None
 
 
 def join(node):
@@ -159,9 +167,25 @@ def join(node):
     for site in _vhosts():
         _must_be_empty(site, f"joining {node}")
     forget(_node(__opts__["id"]), node)
-    for command in (["stop_app"], ["reset"], ["join_cluster", node], ["start_app"]):
-        _tell("rabbitmqctl", *command)
+    _tell("rabbitmqctl", "stop_app")
+    try:
+        _tell("rabbitmqctl", "reset")
+        _join(node)
+    finally:
+        _tell("rabbitmqctl", "start_app")
     return cluster()
+
+
+def _join(node):
+    """A cluster takes one after the other: who comes while another joins waits his turn."""
+    deadline = time.monotonic() + _TURN
+    while True:
+        try:
+            return _tell("rabbitmqctl", "join_cluster", node)
+        except CommandExecutionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(2)
 
 
 def forget(node, at=None):
@@ -335,6 +359,17 @@ def _members(node):
         return _ask("rabbitmq-diagnostics", "--node", node, "cluster_status")["disk_nodes"]
     except CommandExecutionError:
         return []
+
+
+def _has_queues(node):
+    """Whether a site's queue lives on another broker, or on this one."""
+    for site in __salt__["sites.list"]():
+        try:
+            if _ask("rabbitmqctl", "--node", node, "list_queues", "-p", site, "name"):
+                return True
+        except CommandExecutionError:
+            continue  # it has no such virtual host yet
+    return False
 
 
 def _vhosts():

@@ -59,6 +59,13 @@ def clustered(name):
         if __opts__["test"]:
             return {**ret, "result": None, "comment": "It would be looked at once RabbitMQ runs."}
         return {**ret, "result": False, "comment": str(error)}
+    try:
+        return _clustered(ret, found)
+    except CommandExecutionError as error:
+        return {**ret, "result": False, "comment": str(error)}
+
+
+def _clustered(ret, found):
     node = __salt__["broker.to_join"](found)
     gone = sorted(set(found["known"]) - set(found["wanted"]) - set(found["running"]))
     if node:

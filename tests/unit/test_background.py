@@ -192,9 +192,12 @@ def test_a_memcached_that_is_down_is_named(memcached):
         told.clear("shop")
 
 
-def brokers(host, clusters, tasks=0):
-    """The module on a broker host; `clusters` are the members that each broker that is up names."""
-    told = module("broker", host=host)
+def brokers(host, clusters, tasks=0, empty=()):
+    """
+    The module on a broker host; `clusters` are the members that each broker that is up names,
+    `empty` those without a queue.
+    """
+    told = module("broker", host=host, sites={"shop": {"queues": {"high": 1}}})
 
     def run(command, **_):
         node = command[command.index("--node") + 1] if "--node" in command else f"rabbit@{host}"
@@ -212,6 +215,8 @@ def brokers(host, clusters, tasks=0):
                 }
             ],
         }
+        if node in empty:
+            answers["list_queues"] = []
         (answer,) = [value for word, value in answers.items() if word in command]
         return {"retcode": 0, "stdout": json.dumps(answer), "stderr": ""}
 
@@ -223,18 +228,30 @@ ONE, TWO = "rabbit@cache1", "rabbit@cache2"
 
 
 @pytest.mark.parametrize(
-    ("host", "clusters", "joins"),
+    ("host", "clusters", "empty", "joins"),
     [
-        ("cache2", {ONE: [ONE], TWO: [TWO]}, ONE),
-        ("cache1", {ONE: [ONE], TWO: [TWO]}, None),
-        ("cache2", {ONE: [ONE, TWO], TWO: [ONE, TWO]}, None),
-        ("cache2", {TWO: [TWO]}, None),
-        ("cache1", {ONE: [ONE], TWO: [TWO, "rabbit@cache3"]}, TWO),
+        ("cache2", {ONE: [ONE], TWO: [TWO]}, {}, ONE),
+        ("cache1", {ONE: [ONE], TWO: [TWO]}, {}, None),
+        ("cache2", {ONE: [ONE], TWO: [TWO]}, {ONE, TWO}, ONE),
+        ("cache1", {ONE: [ONE], TWO: [TWO]}, {ONE}, TWO),
+        ("cache2", {ONE: [ONE], TWO: [TWO]}, {ONE}, None),
+        ("cache2", {ONE: [ONE, TWO], TWO: [ONE, TWO]}, {}, None),
+        ("cache2", {TWO: [TWO]}, {}, None),
+        ("cache1", {ONE: [ONE], TWO: [TWO, "rabbit@cache3"]}, {}, TWO),
     ],
-    ids=["alone", "the first stays", "together", "nobody is up", "the first came back empty"],
+    ids=[
+        "alone",
+        "the first stays",
+        "both are fresh",
+        "a fresh one joins one in use",
+        "one in use stays",
+        "together",
+        "nobody is up",
+        "the first came back empty",
+    ],
 )
-def test_a_broker_that_is_alone_joins_the_others(host, clusters, joins):
-    assert brokers(host, clusters).to_join() == joins
+def test_a_broker_that_is_alone_joins_the_others(host, clusters, empty, joins):
+    assert brokers(host, clusters, empty=empty).to_join() == joins
 
 
 def test_a_broker_that_holds_tasks_neither_joins_nor_makes_its_queues_anew():
