@@ -16,6 +16,8 @@ from salt.exceptions import CommandExecutionError
 PROGRAM = "/usr/local/sbin/saltern-backup"
 KINDS = ("full", "diff", "dump", "seal", "uploads", "mariadb-full", "mariadb-log")
 # What pgBackRest writes into postgresql.auto.conf for a restore.
+# The unit that database hosts send to.
+_SERVER = "pgbackrest"
 _RECOVERY = (
     "recovery_target_action",
     "recovery_target_time",
@@ -267,7 +269,12 @@ def create():
 
         salt 'backup*' backup.create
     """
-    _as_postgres("pgbackrest", "--stanza=farm", "stanza-create")
+    # What a database host sends holds the lock that this needs, and is refused until this is done.
+    _systemctl("stop", _SERVER)
+    try:
+        _as_postgres("pgbackrest", "--stanza=farm", "stanza-create")
+    finally:
+        _systemctl("start", _SERVER)
     _as_postgres("pgbackrest", "--stanza=farm", "check")
     return True
 

@@ -24,6 +24,7 @@ from tests.farm.database_farm import (
 )
 from tests.farm.waiting import until
 from tests.lab.commands import LabError
+from tests.lab.salt import answering
 
 pytestmark = pytest.mark.drill
 
@@ -68,7 +69,7 @@ def start(lab, host):
     if not lab.hosts[host].running():
         with contextlib.suppress(LabError):
             lab.start(host)
-    until(180, lambda: lab.salt(host, "test.ping").get(host))
+    until(180, lambda: answering(lab.lab, [host]))
 
 
 def runner(lab, function, *arguments):
