@@ -15,9 +15,9 @@ from salt.exceptions import CommandExecutionError
 
 PROGRAM = "/usr/local/sbin/saltern-backup"
 KINDS = ("full", "diff", "dump", "seal", "uploads", "mariadb-full", "mariadb-log")
-# What pgBackRest writes into postgresql.auto.conf for a restore.
 # The unit that database hosts send to.
 _SERVER = "pgbackrest"
+# What pgBackRest writes into postgresql.auto.conf for a restore.
 _RECOVERY = (
     "recovery_target_action",
     "recovery_target_time",
