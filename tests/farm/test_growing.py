@@ -214,8 +214,9 @@ def test_three_brokers_go_on_when_one_is_lost(lab, rehearsal):
     everyone = {f"rabbit@{host}" for host in BROKERS}
     try:
         with changed(lab, "hosts.yaml", three), changed(lab, "overrides.yaml", quorum):
-            apply(lab, ["worker1"], "os,firewall,rabbitmq")  # it lets the others in
-            apply(lab, ADDED, "os,firewall,rabbitmq")
+            apply(lab, BROKERS, "os,firewall")  # each lets the others in
+            apply(lab, ["worker1"], "rabbitmq")
+            apply(lab, ADDED, "rabbitmq")
             assert up() == everyone
             assert not any(apply(lab, BROKERS, "rabbitmq").values())
             of_another_kind(lab, sites)
