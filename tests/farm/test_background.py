@@ -74,12 +74,29 @@ def test_a_lost_cache_host_costs_three_operations_and_no_request(lab):
     until(35, lambda: hammer(lab, "app1", 1) and requests_to(lab, "cache2") > before)
 
 
-def test_redis_keeps_copies_and_keeps_sites_apart(lab):
-    def redis(host, *command, user=SITE, password="lab-newsroom-redis"):
+@pytest.fixture
+def redis(lab):
+    """A command for Redis with the sessions, as a site."""
+
+    def said(host, *command, user=SITE, password="lab-newsroom-redis", stdin=None):
         address = lab.salt(host, "inventory.address")[host]
         login = ["--user", user, "--pass", password, "--no-auth-warning"]
-        return lab.run(host, "redis-cli", "-h", address, "-p", "6380", *login, *command).stdout
+        command = ["redis-cli", "-h", address, "-p", "6380", *login, *command]
+        return lab.run(host, *command, stdin=stdin, check=False).stdout
 
+    return said
+
+
+def test_redis_keeps_what_a_transaction_wrote_when_it_starts_again(lab, redis):
+    redis("cache1", stdin=f"multi\nset {SITE}:whole kept ex 600\nexec\n")
+    time.sleep(2)  # what is older than a second is on the disk
+    lab.run("cache1", "systemctl", "restart", "redis-server@session")
+    until(30, lambda: redis("cache1", "get", f"{SITE}:whole") == "kept\n")
+    for login in ({"password": ""}, {"user": "default", "password": "guess"}):
+        assert "NOAUTH" in redis("cache1", "get", f"{SITE}:whole", **login)
+
+
+def test_redis_keeps_copies_and_keeps_sites_apart(lab, redis):
     stats = lab.salt("cache*", "redis.stats")
     assert stats["cache1"]["session"]["replicas"] == 1
     assert stats["cache2"]["session"]["copy_is_current"]
