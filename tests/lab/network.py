@@ -106,8 +106,9 @@ def join_host(lab, host, address):
 
 
 def leave_host(lab, host):
-    """Remove a host's namespace; its link goes with it."""
+    """Remove a host's namespace and its link, which the kernel would let stand for a moment yet."""
     if namespace(lab, host) in namespaces(lab):
+        _ip(hub(lab), "link", "delete", port_of(host), check=False)
         run("ip", "netns", "delete", namespace(lab, host))
 
 
