@@ -94,6 +94,7 @@ def test_redis_keeps_what_a_transaction_wrote_when_it_starts_again(lab, redis):
     until(30, lambda: redis("cache1", "get", f"{SITE}:whole") == "kept\n")
     for login in ({"password": ""}, {"user": "default", "password": "guess"}):
         assert "NOAUTH" in redis("cache1", "get", f"{SITE}:whole", **login)
+    until(60, lambda: lab.salt("cache1", "redis.stats")["cache1"]["session"]["replicas"] == 1)
 
 
 def test_redis_keeps_copies_and_keeps_sites_apart(lab, redis):
