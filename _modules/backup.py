@@ -261,7 +261,8 @@ def ready():
 
 def create():
     """
-    Make the repository know the cluster, and see that the cluster's log arrives.
+    Make the repository know the cluster, and see that the cluster's log arrives. For a moment the
+    server that takes the log stands still; database hosts keep what they have and send it again.
 
     CLI Example:
 

@@ -25,8 +25,8 @@ PACKAGES = {
     ],
     # The tests' virtualenv; the compiler is for timelib, which has no wheel.
     "virtualenv": ["gcc", "libc6-dev", "python3-dev", "python3-venv"],
-    # The example site meets real caches, secrets a real GPG.
-    "unit": ["git", "gnupg", "memcached", "openssl", "redis-server"],
+    # The example site meets real caches, secrets a real GPG, host keys a real ssh-keygen.
+    "unit": ["git", "gnupg", "memcached", "openssh-client", "openssl", "redis-server"],
     # The daemons whose own check decides whether a rendered configuration is right.
     "render": [
         "gnupg",
@@ -86,8 +86,9 @@ PACKAGES = {
         "uwsgi-plugin-python3",
         "varnish",
     ],
-    # Certificates for the farm: by a Pebble on its network, and by an authority of the tests' own.
-    "farm": ["openssl", "pebble"],
+    # Certificates for the farm: by a Pebble on its network, and by an authority of the tests' own. SSH
+    # as its clients see it.
+    "farm": ["openssh-client", "openssl", "pebble"],
 }
 FREE_DISK_GIB = 6
 # How long another apt on the machine is waited for. [s]

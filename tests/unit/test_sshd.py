@@ -1,15 +1,12 @@
 """The keys that a host is known by, made and judged by a real ssh-keygen."""
 
 import pathlib
-import shutil
 import subprocess
 
 import pytest
 import sshd
 
 from tests.unit.conftest import load
-
-pytestmark = pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="ssh-keygen isn't here")
 
 
 @pytest.fixture
