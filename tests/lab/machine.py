@@ -86,8 +86,8 @@ PACKAGES = {
         "uwsgi-plugin-python3",
         "varnish",
     ],
-    # Certificates for the farm: by a Pebble on its network, and by an authority of the tests' own. SSH
-    # as its clients see it.
+    # Certificates for the farm: by a Pebble on its network, and by an authority of the tests' own.
+    # SSH as its clients see it.
     "farm": ["openssh-client", "openssl", "pebble"],
 }
 FREE_DISK_GIB = 6
