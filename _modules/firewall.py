@@ -18,7 +18,7 @@ from salt.exceptions import CommandExecutionError
 
 # What stands in an opening: `udp 514 from app, 10.0.0.0/8 or everyone on log`.
 _OPENING = re.compile(
-    r"(?:(?P<protocol>tcp|udp)\s+)?(?P<port>[\w.]+)"
+    r"(?:(?P<protocol>tcp|udp)\s+)?(?P<port>[\w.]+)(?:-(?P<last>\d+))?"
     r"\s+from\s+(?P<whom>[^\n]+?)(?P<fallback>\s+or\s+everyone)?(?:\s+on\s+(?P<on>[\w, ]+))?"
 )
 _LANGUAGE = "`<port> from <whom>`, such as `9100 from app, 203.0.113.7`: see docs/firewall.md"
@@ -36,8 +36,9 @@ def openings():
     What may come in to this host: the openings of its services and of ``firewall.open``.
 
     Returns a list of dictionaries: ``service`` and ``name`` of the opening, ``whom`` it is for as
-    it was written, ``protocol``, ``port`` (``None`` where the protocol has none), ``everyone`` or
-    else the addresses and networks, ``ipv4`` and ``ipv6``. Raises ``CommandExecutionError`` if
+    it was written, ``protocol``, ``port`` and, of several in a row, the ``last`` one, else the same
+    (both ``None`` where the protocol has no ports), ``everyone`` or else the addresses and
+    networks, ``ipv4`` and ``ipv6``. Raises ``CommandExecutionError`` if
     one can't be understood.
 
     CLI Example:
@@ -68,6 +69,7 @@ def _opening(service, name, text, where):
         return None
     settings = __salt__["settings.get"](service)
     portless = parts["port"] in _PORTLESS
+    port, last = (None, None) if portless else _in_a_row(parts, settings, where)
     whom = _words(parts["whom"])
     everyone, networks = _sources(whom, settings, where)
     if parts["fallback"] and not networks:
@@ -79,7 +81,8 @@ def _opening(service, name, text, where):
         "name": name,
         "whom": "everyone" if everyone else ", ".join(whom),
         "protocol": parts["port"] if portless else parts["protocol"] or "tcp",
-        "port": None if portless else _port(parts["port"], settings, where),
+        "port": port,
+        "last": last,
         "everyone": everyone,
         "ipv4": [] if everyone else _told(networks, 4),
         "ipv6": [] if everyone else _told(networks, 6),
@@ -88,6 +91,15 @@ def _opening(service, name, text, where):
 
 def _words(text):
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _in_a_row(parts, settings, where):
+    """The first and the last port of an opening, which are the same where it names one."""
+    first = _port(parts["port"], settings, where)
+    last = _port(parts["last"], settings, where) if parts["last"] else first
+    if last < first:
+        raise CommandExecutionError(f"{where} is for ports {first}-{last}: the last comes first.")
+    return first, last
 
 
 def _port(word, settings, where):
@@ -285,7 +297,7 @@ def _let_nobody_out(allowed):
 def _lets_in(opening, address, port):
     """Whether an opening lets an address come to a port; to sshd's port, if it has moved."""
     moved = opening["service"] == "ssh" and __salt__["sshd.answers"](opening["port"], 0)
-    if opening["protocol"] != "tcp" or not (opening["port"] == port or moved):
+    if opening["protocol"] != "tcp" or not (opening["port"] <= port <= opening["last"] or moved):
         return False
     networks = map(_network, opening["ipv4"] + opening["ipv6"])
     return opening["everyone"] or any(address in network for network in networks)

@@ -107,7 +107,10 @@ def _firewall():
 
 def _ports():
     """What listens to the network and is declared by no service."""
-    declared = {opening["port"] for opening in __salt__["firewall.openings"]()}
+    declared = set()
+    for opening in __salt__["firewall.openings"]():
+        if opening["port"]:
+            declared.update(range(opening["port"], opening["last"] + 1))
     _, said = _run("ss", "--no-header", "--listening", "--numeric", "--tcp", "--udp")
     listening = set()
     for line in said.splitlines():

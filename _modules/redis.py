@@ -39,8 +39,8 @@ def users(purpose):
     for site in __salt__["sites.list"]():
         rules = f"~{site}:* &{site}:* +@all -@admin -@dangerous"
         if broker:
-            # Who subscribes by a pattern, as Celery does, needs a rule with that very pattern.
-            rules += f" &{site}:/0.celery.pidbox +info +keys"
+            # Who subscribes by a pattern, as Celery and Flower do, needs a rule with that very one.
+            rules += f" &{site}:/0.celery.pidbox &{site}:/0.celeryev/* +info +keys"
         found.append(_user(site, password(site), rules))
     return found
 

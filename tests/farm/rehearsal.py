@@ -2,6 +2,7 @@
 
 import datetime
 import pathlib
+import re
 
 import pytest
 
@@ -49,6 +50,12 @@ def done(lab):
     """How many of the queued tasks were done, and how many runs that took."""
     (line,) = sql(lab, "SELECT count(DISTINCT day) || '/' || count(*) FROM rehearsal")
     return tuple(int(number) for number in line.split("/"))
+
+
+def flower_shows(lab, host):
+    """The hosts whose workers the Flower of a worker host shows; none if it doesn't answer."""
+    ask = ["curl", "-sf", "--noproxy", "*", "http://127.0.0.1:5555/workers"]
+    return set(re.findall(r"@(worker\d+)", lab.run(host, *ask, check=False).stdout))
 
 
 @pytest.fixture

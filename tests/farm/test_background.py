@@ -8,7 +8,16 @@ import time
 
 import pytest
 
-from tests.farm.rehearsal import SITE, commit, done, queue, rehearsal, site_python, sql
+from tests.farm.rehearsal import (
+    SITE,
+    commit,
+    done,
+    flower_shows,
+    queue,
+    rehearsal,
+    site_python,
+    sql,
+)
 from tests.farm.waiting import until
 
 __all__ = ["rehearsal"]  # a fixture
@@ -165,12 +174,8 @@ def test_a_daemon_runs_on_every_worker_host(lab, soon):
 
 
 def test_flower_shows_the_workers_inside_only(lab):
-    def shown(host):
-        ask = ["curl", "-sf", "--noproxy", "*", "http://127.0.0.1:5555/workers"]
-        return lab.run(host, *ask, check=False).stdout
-
     for host in WORKERS:
-        until(60, lambda host=host: all(f"@{worker}" in shown(host) for worker in WORKERS))
+        until(60, lambda host=host: set(WORKERS) <= flower_shows(lab, host))
     address = f"http://{lab.hosts['worker1'].address}:5555/"
     ask = ["curl", "-s", "--noproxy", "*", "--max-time", "5", address]
     for host in ("worker1", "worker2", "app1"):

@@ -1,5 +1,6 @@
-"""Backups in S3: a server of the tests' own (moto) on the lab's network, by TLS."""
+"""Backups in S3: a server of the tests' own (moto behind HAProxy's TLS) on the lab's network."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,10 +14,35 @@ from tests.lab import network
 
 pytestmark = pytest.mark.drill
 
-NAME, PORT, BUCKET = "s3.lab", 8444, "farm-backups"
+NAME, PORT, PLAIN_PORT, BUCKET = "s3.lab", 8444, 8445, "farm-backups"
 AUTHORITY = "/etc/ssl/certs/farm-s3.crt"
 # The bucket stands in the path; else moto takes the first part of any name for one.
 PATHS = {**os.environ, "S3_IGNORE_SUBDOMAIN_BUCKETNAME": "true"}
+# moto's own TLS keeps everybody waiting for whoever has connected and says nothing yet.
+TLS = """
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 5m
+    timeout server 5m
+listen s3
+    bind {address}:{port} ssl crt {pem}
+    server moto 127.0.0.1:{plain_port}
+"""
+
+
+@contextlib.contextmanager
+def running(lab, command, log):
+    """A server in the lab's network, which nothing of it outlives."""
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            network.on_hub(lab.lab.name, command), env=PATHS, stdout=out, stderr=subprocess.STDOUT
+        )
+    try:
+        yield server
+    finally:
+        server.terminate()
+        server.wait(10)
 
 
 @pytest.fixture
@@ -26,29 +52,34 @@ def bucket(lab, tmp_path):
     make = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={NAME}"
     make += f" -addext subjectAltName=DNS:{NAME} -keyout {key} -out {certificate}"
     subprocess.run(make.split(), check=True, capture_output=True)
-    serve = [sys.executable, "-m", "moto.server", "-H", str(network.HUB_ADDRESS), "-p", str(PORT)]
-    serve += ["-c", str(certificate), "-k", str(key)]
+    (tmp_path / "s3.pem").write_text(certificate.read_text() + key.read_text())
+    (tmp_path / "haproxy.cfg").write_text(
+        TLS.format(
+            address=network.HUB_ADDRESS, port=PORT, plain_port=PLAIN_PORT, pem=tmp_path / "s3.pem"
+        )
+    )
+    serve = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(PLAIN_PORT)]
+    front = ["haproxy", "-db", "-f", str(tmp_path / "haproxy.cfg")]
     ask = ["curl", "-sSf", "--noproxy", "*", "--cacert", str(certificate)]
     ask += ["--resolve", f"{NAME}:{PORT}:{network.HUB_ADDRESS}"]
-    with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(
-            network.on_hub(lab.lab.name, serve), env=PATHS, stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        url = f"https://{NAME}:{PORT}/{BUCKET}"
+    url = f"https://{NAME}:{PORT}/{BUCKET}"
+    with (
+        running(lab, serve, tmp_path / "moto") as server,
+        running(lab, front, tmp_path / "haproxy"),
+    ):
         deadline = time.monotonic() + 60
         while lab.on_hub(*ask, "-X", "PUT", url).returncode:
-            assert server.poll() is None, (tmp_path / "log").read_text()
+            assert server.poll() is None, (tmp_path / "moto").read_text()
             assert time.monotonic() < deadline, "the S3 server doesn't answer"
             time.sleep(0.5)
         lab.run(BACKUP, "sh", "-c", f"echo {network.HUB_ADDRESS} {NAME} >>/etc/hosts")
         lab.run(BACKUP, "sh", "-c", f"cat >{AUTHORITY}", stdin=certificate.read_text())
-        yield lambda: lab.on_hub(*ask, f"{url}?list-type=2").stdout.decode()
-    finally:
-        lab.run(BACKUP, "rm", "-f", AUTHORITY)
-        lab.run(BACKUP, "sh", "-c", f"sed '/{NAME}/d' /etc/hosts >/tmp/h; cat /tmp/h >/etc/hosts")
-        server.terminate()
-        server.wait(10)
+        try:
+            yield lambda: lab.on_hub(*ask, f"{url}?list-type=2").stdout.decode()
+        finally:
+            lab.run(BACKUP, "rm", "-f", AUTHORITY)
+            forget = f"sed '/{NAME}/d' /etc/hosts >/tmp/h; cat /tmp/h >/etc/hosts"
+            lab.run(BACKUP, "sh", "-c", forget)
 
 
 def test_backups_go_to_a_bucket_and_come_back(lab, bucket):

@@ -1,20 +1,18 @@
 """The inventory changes while the farm works: hosts leave and come, brokers become several."""
 
-import contextlib
 import json
 import time
 
 import pytest
-import yaml
 
-from tests.farm.rehearsal import SITE, done, queue, rehearsal
+from tests.farm.environment import among, changed, running
+from tests.farm.rehearsal import SITE, done, flower_shows, queue, rehearsal
 from tests.farm.visitors import visitors
 from tests.farm.waiting import until
 
 __all__ = ["rehearsal"]  # a fixture
 pytestmark = pytest.mark.drill
 
-ENVIRONMENT = "/srv/saltern/pillar/environments/lab"
 WORKERS = ("worker1", "worker2")
 # No page that an accelerator keeps: an app host answers it.
 FRESH = "http://198.18.0.11/?flush-the-cache={n}"
@@ -24,40 +22,6 @@ ADDED = ("cache1", "worker2")
 BROKERS = (*ADDED, "worker1")
 # The one that sites ask first.
 FIRST = "cache1"
-
-
-@contextlib.contextmanager
-def changed(lab, file, change):
-    """
-    Let the master read a file of the lab's environment as it is after a change of its data.
-
-    The checkout isn't touched: the changed file is mounted over it, on the lab's master alone.
-    """
-    path, beside = f"{ENVIRONMENT}/{file}", f"/run/{file}"
-    data = yaml.safe_load(lab.run("master", "cat", path).stdout)
-    change(data)
-    lab.run("master", "sh", "-c", f"cat > {beside}", stdin=yaml.safe_dump(data))
-    lab.run("master", "mount", "--bind", beside, path)
-    try:
-        refresh(lab)
-        yield
-    finally:
-        lab.run("master", "umount", path)
-        refresh(lab)
-
-
-def refresh(lab):
-    """Functions between two runs go by what a host was told last."""
-    lab.salt(among(running(lab)), "saltutil.refresh_pillar", "wait=True")
-
-
-def running(lab):
-    return sorted(host.name for host in lab.lab.running())
-
-
-def among(hosts):
-    """A target: these hosts."""
-    return f"L@{','.join(hosts)}"
 
 
 def with_role(lab, hosts, *roles):
@@ -184,6 +148,8 @@ def test_redis_is_the_broker_by_one_line(lab, rehearsal):
             assert lab.salt("worker1", "redis.stats", "broker")["worker1"]["broker"]["up"]
             said = [lab.run(host, *beats).stdout.partition(":")[0] for host in WORKERS]
             assert sorted(said) == ["Runs", "Stands by"]
+            for host in WORKERS:
+                until(60, lambda host=host: set(WORKERS) <= flower_shows(lab, host))
     finally:
         apply(lab, sites)
         # Workers that end are done with the old broker only then.

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from tests.farm import releases
-from tests.farm.database_farm import apply
+from tests.farm.database_farm import apply, primary_and_replica
+from tests.farm.environment import changed
 from tests.farm.visitors import visitors
 from tests.farm.waiting import until
 
@@ -158,6 +159,49 @@ def test_a_failing_migration_stops_every_host(lab):
     told = assert_refused(lab, commit(lab, "broken", migration(lab, operation)), "migrate")
     assert any("division by zero" in report["comment"] for report in told.values())
     shipped(lab, "mended migration")
+
+
+@pytest.mark.drill
+def test_a_migration_that_would_hold_up_the_site_gives_up(lab):
+    """It can't have a table that somebody reads, and then takes too long."""
+    primary, _replica = primary_and_replica(lab)
+    read = "BEGIN; LOCK articles_article IN ACCESS SHARE MODE; SELECT pg_sleep(300)"
+    lab.run(
+        primary, "systemd-run", "--quiet", "--unit=reader",
+        "runuser", "-u", "postgres", "--", "psql", "-qc", read, SITE,
+    )  # fmt: skip
+    try:
+        operation = "migrations.RunSQL('ALTER TABLE articles_article ADD COLUMN trial int')"
+        sha = commit(lab, "wants a lock", migration(lab, operation))
+        told = assert_refused(lab, sha, "migrate")
+        assert any("lock timeout" in report["comment"] for report in told.values()), told
+    finally:
+        lab.run(primary, "systemctl", "stop", "reader")
+
+    def hurried(sites):
+        sites["sites"][SITE]["deploy"] = {"statement_timeout": "1s"}
+
+    with changed(lab, "sites.yaml", hurried):
+        operation = "migrations.RunSQL('SELECT pg_sleep(60)')"
+        told = assert_refused(lab, commit(lab, "slow", migration(lab, operation)), "migrate")
+        assert any("statement timeout" in report["comment"] for report in told.values()), told
+    shipped(lab, "in no hurry")
+
+
+@pytest.mark.drill
+def test_one_host_that_fails_makes_the_command_fail(lab):
+    sha = commit(lab, "broken on its own", BROKEN["import error"][0])
+    command = ["salt", "app1", "deploy.ship", f"rev={sha}"]
+    assert lab.run("master", *command, check=False).returncode == 1
+    command[1] = "app*"
+    lab.run("app2", "systemctl", "stop", "salt-minion")
+    try:
+        command[-1] = f"rev={commit(lab, 'for one alone')}"
+        assert lab.run("master", *command, check=False).returncode == 1
+    finally:
+        lab.run("app2", "systemctl", "start", "salt-minion")
+    until(60, lambda: lab.salt("app2", "test.ping") == {"app2": True})
+    shipped(lab, "both again")
 
 
 def assert_refused(lab, sha, phase, hosts=APPS):

@@ -56,6 +56,20 @@ def test_an_opening_is_for_those_that_it_names(text, protocol, port, ipv4, ipv6)
         assert {a for n in found[version] for a in _ends(n)} == addresses
 
 
+@pytest.mark.parametrize(
+    ("text", "first", "last"),
+    [
+        ("9100 from app", 9100, 9100),
+        ("udp 60000-60010 from app", 60000, 60010),
+        ("port-6090 from app", 6081, 6090),
+        ("vrrp from app", None, None),
+    ],
+)
+def test_an_opening_may_be_for_several_ports_in_a_row(text, first, last):
+    found = opened(text)
+    assert (found["port"], found["last"]) == (first, last)
+
+
 def _ends(network):
     network = ipaddress.ip_network(network)
     return {network[0], network[-1]}
@@ -83,6 +97,8 @@ def test_an_opening_for_nobody_here_is_none(text):
         ("port", "is 'port'. It should be `<port> from <whom>`"),
         ("prot from app", "names the port 'prot', which is neither a port nor a setting"),
         ("70000 from app", "names the port '70000'"),
+        ("60000-70000 from app", "names the port '70000'"),
+        ("60010-60000 from app", "is for ports 60010-60000: the last comes first"),
         ("port from aps", "is for 'aps', which is neither `everyone`, nor `farm`, nor a role"),
         ("port from 10.0.0.300", "is for '10.0.0.300', which is neither"),
     ],
@@ -106,7 +122,10 @@ SSH = {"service": "ssh", "protocol": "tcp", "everyone": False, "ipv4": ["192.0.2
         ({**SSH, "port": 2222}, "192.0.2.9", 22, True),  # it moved, and answers there already
         ({**SSH, "port": 2223}, "192.0.2.9", 22, False),
         ({**SSH, "port": 80, "service": "haproxy"}, "192.0.2.9", 22, False),
+        ({**SSH, "port": 20, "last": 30}, "192.0.2.9", 22, True),
+        ({**SSH, "port": 20, "last": 21}, "192.0.2.9", 22, False),
     ],
 )
 def test_who_is_here_can_come_again(opening, address, port, let_in):
+    opening = {"last": opening["port"], **opening}
     assert firewall._lets_in(opening, ipaddress.ip_address(address), port) is let_in
