@@ -208,7 +208,8 @@ def test_three_brokers_go_on_when_one_is_lost(lab, rehearsal):
         for host in BROKERS:
             lab.run(host, "sh", "-c", wipe)
         for host in ADDED:
-            lab.run(host, "apt-get", "-qq", "--autoremove", "purge", "rabbitmq-server")
+            purge = ["apt-get", "-qq", "--allow-change-held-packages", "--autoremove", "purge"]
+            lab.run(host, *purge, "rabbitmq-server")
         apply(lab, ["worker1"])
         apply(lab, sorted({*sites, *BROKERS}))
     until(120, lambda: nodes(lab) == set(WORKERS))

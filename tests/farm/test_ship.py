@@ -200,7 +200,7 @@ def test_one_host_that_fails_makes_the_command_fail(lab):
         assert lab.run("master", *command, check=False).returncode == 1
     finally:
         lab.run("app2", "systemctl", "start", "salt-minion")
-    until(60, lambda: lab.salt("app2", "test.ping") == {"app2": True})
+    lab.wait_for_minion("app2")
     shipped(lab, "both again")
 
 

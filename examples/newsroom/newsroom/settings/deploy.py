@@ -12,7 +12,13 @@ from django.core.files.storage import FileSystemStorage
 
 from newsroom.mysql import adapted
 from newsroom.settings.base import *  # noqa: F403 - settings are layered this way
-from newsroom.settings.base import BASE_DIR, CELERY_TASK_TIME_LIMIT, LOGGING, RELEASE
+from newsroom.settings.base import (
+    BASE_DIR,
+    CELERY_BROKER_CONNECTION_TIMEOUT,
+    CELERY_TASK_TIME_LIMIT,
+    LOGGING,
+    RELEASE,
+)
 
 env = environ.Env()
 
@@ -89,6 +95,9 @@ if env("BROKER_PREFIX", default=""):
         # Seconds after which Redis gives a task of a lost worker to another one: above the
         # longest task, or it would run twice at once.
         "visibility_timeout": 2 * CELERY_TASK_TIME_LIMIT,
+        # Its host may be gone without a word: else who asks it waits for two minutes.
+        "socket_connect_timeout": CELERY_BROKER_CONNECTION_TIMEOUT,
+        "socket_timeout": 10,
     }
 if env("BROKER_QUEUE_TYPE", default="classic") == "quorum":
     CELERY_TASK_DEFAULT_QUEUE_TYPE = CELERY_TASK_CREATE_MISSING_QUEUE_TYPE = "quorum"
