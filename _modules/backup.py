@@ -85,16 +85,24 @@ def verify(engine=None):
 
         salt 'backup*' backup.verify
     """
+    return _program(_for_engine("verify", engine))
+
+
+def _for_engine(verb, engine):
+    """What saltern-backup calls a verb that each engine has."""
     engine = engine or ("postgres" if __salt__["inventory.peers"]("database") else "mariadb")
     if engine not in ("postgres", "mariadb"):
         raise CommandExecutionError(f"There is no engine {engine!r}: postgres, mariadb.")
-    return _program("verify" if engine == "postgres" else "mariadb-verify")
+    return verb if engine == "postgres" else f"mariadb-{verb}"
 
 
-def anonymise():
+def anonymise(engine=None):
     """
     Make a copy of each site's database for development, without what the site's rules
     (``anonymise`` in sites.yaml) take out, from the newest backup. On the backup host.
+
+    engine
+        ``postgres`` or ``mariadb``; in a farm that has one of them only, that one.
 
     Returns of each database the file, its size and the seconds it took. Raises
     ``CommandExecutionError`` with the columns that no rule speaks of, or if an original e-mail
@@ -106,7 +114,7 @@ def anonymise():
 
         salt 'backup*' backup.anonymise
     """
-    return _program("anonymise")
+    return _program(_for_engine("anonymise", engine))
 
 
 def check():
@@ -209,9 +217,8 @@ def plan():
     """
     settings, postgres = __salt__["settings.get"]("backup"), __salt__["settings.get"]("postgres")
     bases = __salt__["sites.hosted"]("postgres")
-    rules = {base["name"]: __salt__["sites.get"](n)["anonymise"] for n, base in bases.items()}
     return {
-        "anonymise": {name: words for name, words in rules.items() if words},
+        "anonymise": anonymised("postgres"),
         "databases": __salt__["inventory.peers"]("database"),
         "dumps": _place(settings, "dumps"),
         "keep_days": settings["keep_days"],
@@ -223,6 +230,26 @@ def plan():
         "uploads": _uploads(),
         "sites": {base["name"]: base["user"] for base in bases.values()},
     }
+
+
+def anonymised(engine):
+    """
+    The rules of the copies for development, of the sites whose databases an engine holds.
+
+    engine
+        ``postgres`` or ``mariadb``.
+
+    Returns a dictionary from the database to its rules.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'backup*' backup.anonymised mariadb
+    """
+    bases = __salt__["sites.hosted"](engine)
+    rules = {base["name"]: __salt__["sites.get"](n)["anonymise"] for n, base in bases.items()}
+    return {name: words for name, words in rules.items() if words}
 
 
 def _uploads():

@@ -376,6 +376,7 @@ def backup_plan():
     """
     bases = __salt__["sites.hosted"]("mariadb").values()
     return {
+        "anonymise": __salt__["backup.anonymised"]("mariadb"),
         "hosts": __salt__["inventory.peers"]("mariadb"),
         "port": _port(),
         "sites": {base["name"]: base["user"] for base in bases},

@@ -1,6 +1,6 @@
 # Backups of MariaDB, on the backup host: when they are made, and a first one.
 {%- set backup = salt['settings.get']('backup') %}
-{%- set runs = [('mariadb-full', backup.diff), ('mariadb-log', 'hourly'), ('mariadb-verify', backup.verify)] %}
+{%- set runs = [('mariadb-full', backup.diff), ('mariadb-log', 'hourly'), ('mariadb-verify', backup.verify), ('mariadb-anonymise', backup.anonymise)] %}
 {%- if not salt['inventory.peers']('database') %}
 {%- do runs.append(('uploads', salt['settings.get']('uploads').tidy)) %}
 {%- endif %}

@@ -40,7 +40,7 @@ def maria():
     hosts = {"master": known["master"], APP: known[APP] | {"roles": ["app", "backup"]}} | SERVERS
     site = copy.deepcopy(farms.environment("sites")["sites"][SITE])
     # What other roles do for a site isn't wanted here.
-    for key in ("celery_app", "queues", "beat", "anonymise"):
+    for key in ("celery_app", "queues", "beat"):
         site.pop(key, None)
     site["database"] = {"engine": "mariadb"}
     site["requirements"] = ["requirements-mariadb.txt"]
@@ -165,6 +165,12 @@ def test_backups_come_back_and_are_verified(maria):
     assert (verified["ok"], verified["compared_with"]) == (True, replica), verified
     assert verified["backup"] == call(maria, BACKUP, "backup.list")["mariadb"][-1]["id"]
     assert [c for c in call(maria, BACKUP, "backup.complaints") if "mariadb" in c.lower()] == []
+    copied = call(maria, BACKUP, "backup.anonymise")
+    assert copied["ok"], copied
+    dump = maria.run(BACKUP, "zcat", copied["databases"][SITE]["file"]).stdout
+    emails = sql(maria, primary, "SELECT email FROM articles_author").split()
+    assert emails
+    assert [email for email in emails if email in dump] == []
     print(f"restored after {verified['restored_after_seconds']} s, {verified['rows']} rows")
 
 

@@ -42,6 +42,8 @@ SELECT 'Given Name' || i, 'real' || i || '@mail.test', 'secret' || i, '030-' || 
 FROM generate_series(1, 500) i;
 INSERT INTO letter (sender, text)
 SELECT email, E'Hello,\\nreal7@mail.test told me.' FROM person;
+-- From nobody: that stays so.
+INSERT INTO letter (text) VALUES ('Guess who.');
 INSERT INTO shop.bill SELECT email, score FROM person;
 INSERT INTO session VALUES ('k', 'real1@mail.test');
 INSERT INTO saltern_failed_migration VALUES ('app1', 'Key (email)=(real1@mail.test) is taken.');
@@ -103,6 +105,7 @@ def test_what_belonged_together_still_does(program, server):
     facts = "count(DISTINCT name), count(DISTINCT email), max(born), max(phone), count(tags)"
     assert server.sql(f"SELECT {facts} FROM person", "loaded") == "500|500|1990-01-01||0"
     assert server.sql("SELECT name FROM country", "loaded") == "Germany"
+    assert server.sql("SELECT count(*) FROM letter WHERE sender IS NULL", "loaded") == "1"
     references = "SELECT count(*) FROM pg_constraint WHERE contype = 'f'"
     assert server.sql(references, "loaded") == "3"
 

@@ -1,5 +1,6 @@
 """Backups of MariaDB with a primary, a replica and restic: made, verified, damaged, restored."""
 
+import gzip
 import json
 import os
 import stat
@@ -14,6 +15,40 @@ from tests.functional import backup_program, mariadb
 from tests.functional.box import wait_for
 
 SITE = "paper"
+RULES = {
+    "person.name": "fake",
+    "person.email": "fake",
+    "person.password": "hash",
+    "person.phone": "clear",
+    "person.about": "fake",
+    "person.tags": "clear",
+    "person.country": "keep",
+    "letter.sender": "fake",
+    "letter.text": "fake",
+    "session": "empty",
+    "country": "keep",
+}
+# The trigger would leave a real address, if it were still there.
+PEOPLE = """
+CREATE TABLE country (code char(2) PRIMARY KEY, name text);
+CREATE TABLE person (id int AUTO_INCREMENT PRIMARY KEY, name varchar(60) NOT NULL,
+    email varchar(100) NOT NULL UNIQUE, password varchar(128), phone varchar(20) NOT NULL,
+    about text, tags json, born date, score int, country char(2),
+    FOREIGN KEY (country) REFERENCES country (code));
+CREATE TABLE letter (id int AUTO_INCREMENT PRIMARY KEY, sender varchar(100), text text,
+    FOREIGN KEY (sender) REFERENCES person (email));
+CREATE TABLE session (`key` varchar(80) PRIMARY KEY, data text);
+CREATE TRIGGER told AFTER UPDATE ON person FOR EACH ROW
+    INSERT INTO session VALUES (uuid(), OLD.email);
+INSERT INTO country VALUES ('de', 'Germany');
+INSERT INTO person (name, email, password, phone, about, tags, born, score, country)
+SELECT concat('Given Name', seq), concat('real', seq, '@mail.test'), concat('secret', seq),
+    concat('030-', seq), repeat('Grew up near the sea. ', 8),
+    json_array(concat('real', seq, '@mail.test')), '1990-01-01', seq, 'de' FROM seq_1_to_500;
+INSERT INTO letter (sender, text) SELECT email, 'Hello,\\nreal7@mail.test told me.' FROM person;
+INSERT INTO letter (text) VALUES ('Guess who.');
+INSERT INTO session VALUES ('k', 'real1@mail.test');
+"""
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +227,61 @@ def test_unknown_names_are_refused(program, general, rows):
         module.extract(general, options(table="nothing"))
     with pytest.raises(program.FailedError, match="no backup from before"):
         module.extract(general, options(time="2020-01-01 00:00:00+00"))
+
+
+@pytest.fixture
+def people(program, pair, general, tmp_path, monkeypatch):
+    """A database of people, in a backup; makes the copy of it, with changed rules."""
+    module = program.mariadb_backup
+    monkeypatch.setattr(program, "ANONYMISED", tmp_path / "anonymised")
+    pair.primary.sql("DROP DATABASE IF EXISTS club; CREATE DATABASE club; USE club;" + PEOPLE)
+    module.full(general, options())
+    told = json.loads(module.PLAN.read_text())
+
+    def copy(**changed):
+        words = {name: word for name, word in (RULES | changed).items() if word}
+        module.PLAN.write_text(json.dumps(told | {"anonymise": {"club": words}}))
+        made = module.anonymise(general, options())["databases"]["club"]
+        return made, gzip.open(made["file"], "rt").read()
+
+    yield copy
+    pair.primary.sql("DROP DATABASE club; DROP DATABASE IF EXISTS loaded")
+
+
+def test_a_copy_for_development_holds_no_person(people, pair):
+    made, dump = people()
+    for gone in ("mail.test", "Given Name", "030-", "secret1", "near the sea"):
+        assert gone not in dump
+    assert made["addresses_removed"] == 500
+    sql = pair.primary.sql
+    sql("CREATE DATABASE loaded")
+    load = ["mariadb", "--no-defaults", f"--socket={pair.primary.socket}", "loaded"]
+    subprocess.run(load, input=dump, text=True, check=True)
+    # What belonged together still does, and what tells of nobody is as it was.
+    joined = "FROM loaded.person p JOIN loaded.letter l ON l.sender = p.email"
+    assert sql(f"SELECT count(*), sum(score = p.id) {joined}") == "500\t500"
+    assert sql("SELECT count(*) FROM loaded.letter WHERE sender IS NULL") == "1"
+    assert sql("SELECT count(*) FROM loaded.session") == "0"
+    facts = "count(DISTINCT name), count(DISTINCT email), max(born), max(phone), count(tags)"
+    assert sql(f"SELECT {facts} FROM loaded.person") == "500\t500\t1990-01-01\t\t0"
+    assert sql("SELECT name FROM loaded.country") == "Germany"
+    kept = "FROM information_schema.referential_constraints WHERE constraint_schema = 'loaded'"
+    assert sql(f"SELECT count(*) {kept}") == "2"
+    # The server knows nothing of it.
+    assert sql("SELECT count(*) FROM club.person WHERE email LIKE 'real%'") == "500"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"person.about": None}, "no rule for person.about: give each one of fake"),
+        ({"person.tags": "fake"}, "person.tags is no text"),
+        ({"letter.text": "keep"}, "1 e-mail addresses are left"),
+        ({"person": "empty"} | dict.fromkeys([r for r in RULES if r.startswith("person.")]),
+         "would refer to nothing in person: that violates foreign key"),
+    ],
+)  # fmt: skip
+def test_a_copy_that_the_rules_do_not_fit_is_refused(program, people, changed, words):
+    with pytest.raises((program.FailedError, program.rules.RuleError), match=words):
+        people(**changed)
+    assert not program.ANONYMISED.exists() or list(program.ANONYMISED.iterdir()) == []

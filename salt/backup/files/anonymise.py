@@ -109,7 +109,7 @@ def emptied(decided):
     return sorted({column.table for column, word in decided.items() if word == "empty"})
 
 
-def assignments(decided, quoted, digest, pick):
+def assignments(decided, quoted, digest, pick, read=str):
     """
     What an UPDATE of each table sets.
 
@@ -121,6 +121,8 @@ def assignments(decided, quoted, digest, pick):
         Writes SQL for the digest of an expression, as hexadecimal text.
     pick
         Writes SQL that takes one of a list of texts by some hexadecimal digits.
+    read
+        Writes SQL that reads a column, given its name as SQL.
 
     Returns a dictionary from table to a list of ``column = expression``.
     """
@@ -130,13 +132,14 @@ def assignments(decided, quoted, digest, pick):
         if word == "clear":
             value = "NULL" if column.nullable else "''"
         elif word == "hash":
-            value = f"left({digest(name)}, {column.length or 64})"
+            value = f"left({digest(read(name))}, {column.length or 64})"
         elif word == "fake":
-            value = _fake(name, column.length, digest, pick)
+            value = _fake(read(name), column.length, digest, pick)
         else:
             continue
         if word != "clear":
-            value = f"CASE WHEN {name} = '' THEN {name} ELSE {value} END"
+            own = read(name)
+            value = f"CASE WHEN {own} IS NULL OR {own} = '' THEN {own} ELSE {value} END"
         found.setdefault(column.table, []).append(f"{name} = {value}")
     return found
 
@@ -164,6 +167,11 @@ def addresses(text):
     return {found.lower() for found in ADDRESS.findall(text)}
 
 
+def unescaped(line):
+    """A line of a dump, with blanks for the characters that are written as others."""
+    return _ESCAPED.sub(" ", line)
+
+
 def leaks(lines, originals):
     """
     Original addresses that are left in a dump.
@@ -178,5 +186,5 @@ def leaks(lines, originals):
     found = set()
     for line in lines:
         if "@" in line:
-            found |= addresses(_ESCAPED.sub(" ", line)) & originals
+            found |= addresses(unescaped(line)) & originals
     return found

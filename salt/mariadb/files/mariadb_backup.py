@@ -8,6 +8,7 @@ What saltern-backup does for MariaDB, where the farm has it.
   mariadb-verify   restore the newest backup into a scratch place, start a server on it, and compare
                    it with a replica at exactly the same transaction
   mariadb-extract  one database or table, at a time, out of a backup into the running server
+  mariadb-anonymise  a copy of each site's database for development, by the site's rules
 
 Run as a program it receives the log of the host that takes writes, as it is written, for ever; its
 unit starts it again. Everything is told by /etc/saltern/mariadb-backup.json.
@@ -18,6 +19,7 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -203,6 +205,103 @@ def copy_over(name, table, writer, target):
         raise core.FailedError(f"copying {name} to {writer['id']}: {taker.stderr.strip()}")
 
 
+def anonymise(general, options):
+    """Restore each database that has rules, take out what they say, leave a dump of the rest."""
+    made = {}
+    for name, words in plan()["anonymise"].items():
+        with scratch(general, newest(general)):
+            made[name] = anonymised_dump(name, words)
+    return {"databases": made}
+
+
+def anonymised_dump(name, words):
+    def known(column):
+        field = f"convert({quoted(column.name)} USING utf8mb4)"
+        every = f"SELECT DISTINCT {field} FROM {quoted(name)}.{quoted(column.table)}"
+        rows = sql(None, f"{every} WHERE {field} LIKE '%@%'")
+        return core.rules.unescaped("\n".join(row[0] for row in rows))
+
+    dump = ["mariadb-dump", "--no-defaults", f"--socket={SCRATCH}/socket", "--single-transaction"]
+    return core.copy_for_development(
+        name,
+        words,
+        [
+            core.rules.Column(table, column, kind, nullable == "YES", int(length))
+            for table, column, kind, nullable, length in sql(None, COLUMNS + text(name))
+        ],
+        known=known,
+        change=lambda decided: change(name, decided),
+        dump=[*dump, "--hex-blob", "--skip-comments", name],
+    )
+
+
+def change(name, decided):
+    """Change a database of the scratch server as its rules say, with its references."""
+    key = secrets.token_hex(32)
+    sets = core.rules.assignments(
+        decided,
+        quoted,
+        lambda field: f"sha2(concat('{key}', {field}), 256)",
+        lambda digits, texts: (
+            f"elt(1 + conv({digits}, 16, 10) % {len(texts)}, {', '.join(map(text, texts))})"
+        ),
+        # Whatever characters a table is made of.
+        lambda name: f"convert({name} USING utf8mb4)",
+    )
+    # They would act on each change, and can't be told to rest: the copy has none.
+    triggers = sql(None, f"SELECT trigger_name {TRIGGERS}{text(name)}")
+    steps = [f"USE {quoted(name)}", "SET foreign_key_checks = 0"]
+    steps += [f"DROP TRIGGER {quoted(trigger)}" for (trigger,) in triggers]
+    steps += [f"DELETE FROM {quoted(table)}" for table in core.rules.emptied(decided)]
+    steps += [f"UPDATE {quoted(table)} SET {', '.join(to)}" for table, to in sets.items()]
+    sql(None, ";\n".join(steps))
+    check_references(name)
+
+
+def check_references(name):
+    """Nobody checked them while they were changed: each must refer to a row that is there."""
+    references = {}
+    for constraint, child, column, parent, referred in sql(None, f"{REFERENCES}{text(name)}"):
+        columns = references.setdefault((constraint, child, parent), [])
+        columns.append((f"c.{quoted(column)}", f"p.{quoted(referred)}"))
+    for (constraint, child, parent), columns in references.items():
+        alike = " AND ".join(f"{own} = {other}" for own, other in columns)
+        given = " AND ".join(f"{own} IS NOT NULL" for own, _other in columns)
+        lost = sql(
+            None,
+            f"USE {quoted(name)}; SELECT count(*) FROM {quoted(child)} c"
+            f" LEFT JOIN {quoted(parent)} p ON {alike}"
+            f" WHERE {given} AND {columns[0][1]} IS NULL",
+        )[0][0]
+        if lost != "0":
+            raise core.FailedError(
+                f"{name}: {lost} rows of {child} would refer to nothing in {parent}: that violates "
+                f"foreign key constraint {constraint}"
+            )
+
+
+# The database's name comes last.
+COLUMNS = """
+SELECT c.table_name, c.column_name,
+    CASE WHEN c.is_generated = 'ALWAYS' OR c.data_type IN ('tinyint', 'smallint', 'mediumint',
+             'int', 'bigint', 'decimal', 'float', 'double', 'bit', 'year', 'date', 'datetime',
+             'timestamp', 'time', 'enum', 'set', 'uuid') THEN 'plain'
+         WHEN j.check_clause IS NULL AND c.data_type IN ('char', 'varchar', 'tinytext', 'text',
+             'mediumtext', 'longtext') THEN 'text'
+         ELSE 'other' END,
+    c.is_nullable,
+    CASE WHEN c.data_type IN ('char', 'varchar') THEN c.character_maximum_length ELSE 0 END
+FROM information_schema.columns c JOIN information_schema.tables t USING (table_schema, table_name)
+LEFT JOIN information_schema.check_constraints j ON j.constraint_schema = c.table_schema
+    AND j.table_name = c.table_name AND j.check_clause = concat('json_valid(`', c.column_name, '`)')
+WHERE t.table_type = 'BASE TABLE' AND c.table_schema = """
+TRIGGERS = "FROM information_schema.triggers WHERE trigger_schema = "
+REFERENCES = """
+SELECT constraint_name, table_name, column_name, referenced_table_name, referenced_column_name
+FROM information_schema.key_column_usage
+WHERE referenced_table_name IS NOT NULL AND table_schema = """
+
+
 def complaints(general):
     """What is wrong with the backups of MariaDB, if anything."""
     found, kept = [], core.results()
@@ -211,7 +310,7 @@ def complaints(general):
         found.append("there is no backup of MariaDB")
     elif time.time() - core.moment(known[-1]["at"]) > general["max_age"]:
         found.append(f"the newest backup of MariaDB is of {known[-1]['at']}")
-    for verb in ("mariadb-full", "mariadb-log", "mariadb-verify"):
+    for verb in ("mariadb-full", "mariadb-log", "mariadb-verify", "mariadb-anonymise"):
         if core.at_work() and kept.get(verb, {}).get("error") == core.INTERRUPTED:
             continue  # not yet: it is what runs now
         if verb in kept and not kept[verb]["ok"]:
@@ -455,6 +554,7 @@ VERBS = {
     "mariadb-log": log,
     "mariadb-verify": verify,
     "mariadb-extract": extract,
+    "mariadb-anonymise": anonymise,
 }
 
 if __name__ == "__main__":
