@@ -103,13 +103,18 @@ def test_redis_keeps_what_a_transaction_wrote_when_it_starts_again(lab, redis):
     until(30, lambda: redis("cache1", "get", f"{SITE}:whole") == "kept\n")
     for login in ({"password": ""}, {"user": "default", "password": "guess"}):
         assert "NOAUTH" in redis("cache1", "get", f"{SITE}:whole", **login)
-    until(60, lambda: lab.salt("cache1", "redis.stats")["cache1"]["session"]["replicas"] == 1)
+    until(60, lambda: copied(lab))
+
+
+def copied(lab):
+    """Whether the sessions have a copy that is as new as they are."""
+    stats = lab.salt("cache*", "redis.stats")
+    followed = stats["cache1"]["session"]["replicas"] == 1
+    return followed and stats["cache2"]["session"]["copy_is_current"]
 
 
 def test_redis_keeps_copies_and_keeps_sites_apart(lab, redis):
-    stats = lab.salt("cache*", "redis.stats")
-    assert stats["cache1"]["session"]["replicas"] == 1
-    assert stats["cache2"]["session"]["copy_is_current"]
+    assert copied(lab)
     assert redis("cache1", "set", f"{SITE}:probe", "kept", "ex", "60") == "OK\n"
     until(5, lambda: redis("cache2", "get", f"{SITE}:probe") == "kept\n", every=0.2)
     assert "NOPERM" in redis("cache1", "set", "other:probe", "no")

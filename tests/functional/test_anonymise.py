@@ -9,20 +9,7 @@ import pytest
 from tests.functional import backup_program
 from tests.functional.postgres import Server
 
-RULES = {
-    "person.name": "fake",
-    "person.email": "fake",
-    "person.password": "hash",
-    "person.phone": "clear",
-    "person.about": "fake",
-    "person.tags": "clear",
-    "person.country": "keep",
-    "letter.sender": "fake",
-    "letter.text": "fake",
-    "shop.bill.payer": "fake",
-    "session": "empty",
-    "country": "keep",
-}
+RULES = backup_program.RULES | {"shop.bill.payer": "fake"}
 SCHEMA = """
 CREATE SCHEMA shop;
 CREATE TABLE country (code char(2) PRIMARY KEY, name text);
