@@ -35,7 +35,8 @@ class Master(Box):
             "root_dir": str(folder / "salt"),
             "file_roots": {"base": [str(REPO / "salt")]},
             "pillar_roots": {"base": [str(folder / "pillar")]},
-            "pki_dir": str(folder / "pki"),
+            # Below the root folder: Salt would put it there anyway, at its whole path.
+            "pki_dir": str(folder / "salt/pki"),
             "module_dirs": [str(REPO)],
             "auto_accept": True,
             "gather_job_timeout": 60,
@@ -64,7 +65,7 @@ class Master(Box):
 
     def accepted(self):
         """The minions whose key it has accepted."""
-        return [path.name for path in (self.folder / "pki/minions").glob("app*")]
+        return [path.name for path in (self.folder / "salt/pki/minions").glob("app*")]
 
     def wait_for_minions(self, count):
         wait_for(
