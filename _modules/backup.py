@@ -102,7 +102,7 @@ def anonymise(engine=None):
     (``anonymise`` in sites.yaml) take out, from the newest backup. On the backup host.
 
     engine
-        ``postgres`` or ``mariadb``; in a farm that has one of them only, that one.
+        ``postgres`` or ``mariadb``; PostgreSQL where the farm has both.
 
     Returns of each database the file, its size and the seconds it took. Raises
     ``CommandExecutionError`` with the columns that no rule speaks of, or if an original e-mail

@@ -38,8 +38,7 @@ def openings():
     Returns a list of dictionaries: ``service`` and ``name`` of the opening, ``whom`` it is for as
     it was written, ``protocol``, ``port`` and, of several in a row, the ``last`` one, else the same
     (both ``None`` where the protocol has no ports), ``everyone`` or else the addresses and
-    networks, ``ipv4`` and ``ipv6``. Raises ``CommandExecutionError`` if
-    one can't be understood.
+    networks, ``ipv4`` and ``ipv6``. Raises ``CommandExecutionError`` if one can't be understood.
 
     CLI Example:
 
