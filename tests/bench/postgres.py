@@ -5,8 +5,9 @@ Our settings of PostgreSQL against Debian's defaults, on the same host, in turn:
     sudo python3 tests/bench/postgres.py --name farm --host db2 --memory 3G --part large
 
 Works on a lab that is up. The host's RAM limit is raised for the run, its own server stands still
-meanwhile, and a scratch cluster takes both configurations in turn, ours as the states would write
-it for that much RAM. Parts:
+meanwhile, and two scratch clusters run in turn, one with each configuration, ours as the states
+would write it for that much RAM. Each has its own files: a cluster that changes hands would take
+the pieces of log along that the other's settings kept, or threw away. Parts:
 
   small    pgbench on 75 MB, which every cache holds, read only and read-write
   large    900 MB: rows read in fifties and changed in twenties all over it, with so much log that
@@ -31,8 +32,9 @@ sys.path.insert(0, str(ROOT))
 from tests.farm.waiting import until  # noqa: E402 - the checkout is on the path now
 from tests.lab import cgroups, farm, salt  # noqa: E402 - as above
 
-PORT, NAME, FOLDER = 5440, "bench", "/var/tmp/postgres-bench"
+PORT, FOLDER = 5440, "/var/tmp/postgres-bench"
 OURS, DEBIANS = "ours", "Debian's"
+CLUSTERS = {OURS: "bench_ours", DEBIANS: "bench_debians"}
 UNITS = {"M": 1 << 20, "G": 1 << 30}
 SCALES = {"small": 5, "large": 60, "reports": 1}
 CLIENTS = 8
@@ -101,33 +103,35 @@ class Bench:
         self.limit(int(self.options.memory[:-1]) * UNITS[self.options.memory[-1]])
         source, target = "salt://postgres/files/saltern.conf", f"{FOLDER}/ours"
         self.run(
-            f"systemctl stop pgbouncer postgresql@{self.version}-main;"
-            f"{self.drop()};"
-            f"rm -rf {FOLDER}; mkdir {FOLDER};"
-            f"pg_createcluster {self.version} {NAME} -p {PORT} -- --data-checksums"
+            f"systemctl stop pgbouncer postgresql@{self.version}-main; rm -rf {FOLDER};"
+            f" mkdir {FOLDER}"
         )
+        self.drop()
+        for name in CLUSTERS.values():
+            self.run(f"pg_createcluster {self.version} {name} -p {PORT} -- --data-checksums")
         salt.call(self.lab, self.host.name, "cp.get_template", source, target)
         drop = "^(listen_addresses|port|primary_|synchronous_standby|archive_command)"
         self.run(f"sed -Ei '/{drop}/d' {target}; echo \"archive_command = 'true'\" >>{target}")
+        into = f"/etc/postgresql/{self.version}/{CLUSTERS[OURS]}/conf.d/saltern.conf"
+        self.run(f"install -o postgres -m 0644 {target} {into}")
         print(self.run(f"grep -vE '^(#|$)' {target}"))
 
     def drop(self):
-        """The command that removes the scratch cluster, if there is one."""
-        there = f"pg_lsclusters --no-header | grep -qE '^{self.version} +{NAME} '"
-        return f"if {there}; then pg_dropcluster {self.version} {NAME} --stop; fi"
+        """Remove the scratch clusters that there are."""
+        for name in CLUSTERS.values():
+            there = f"pg_lsclusters --no-header | grep -qE '^{self.version} +{name} '"
+            self.run(f"if {there}; then pg_dropcluster {self.version} {name} --stop; fi")
 
     def tear_down(self):
-        self.run(f"{self.drop()}; rm -rf {FOLDER}")
-        self.run(f"systemctl start postgresql@{self.version}-main pgbouncer")
+        self.drop()
+        self.run(f"rm -rf {FOLDER}; systemctl start postgresql@{self.version}-main pgbouncer")
         self.limit(self.host.memory)
 
     def use(self, settings):
-        """Start the scratch cluster with one of the two configurations."""
-        target = f"/etc/postgresql/{self.version}/{NAME}/conf.d/saltern.conf"
-        put = f"rm -f {target}"
-        if settings == OURS:
-            put = f"install -o postgres -m 0644 {FOLDER}/ours {target}"
-        self.run(f"{put}; pg_ctlcluster {self.version} {NAME} restart -m fast")
+        """Start the scratch cluster with one of the two configurations; the other one rests."""
+        for name in CLUSTERS.values():
+            self.run(f"pg_ctlcluster {self.version} {name} stop -m fast || [ $? -eq 2 ]")
+        self.run(f"pg_ctlcluster {self.version} {CLUSTERS[settings]} start")
 
     def fill(self):
         self.sql("CREATE DATABASE bench", "postgres")
@@ -170,8 +174,9 @@ class Bench:
 
     def compare(self):
         runs = {OURS: [], DEBIANS: []}
-        self.use(DEBIANS)
-        self.fill()
+        for settings in runs:
+            self.use(settings)
+            self.fill()
         for turn in range(self.options.turns + 1):
             for settings, found in runs.items():
                 self.use(settings)
