@@ -22,7 +22,7 @@ from salt.exceptions import CommandExecutionError
 _SHA = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 _PASSWORD = re.compile(r"\w+://[^/@]*:[^/@]*@")
-_TOOL = "salt://django/files/release.py"
+_TOOL = "django/files/release.py"
 _UV_PATH = "/opt/saltern/uv/bin:/usr/local/bin:/usr/bin"
 
 
@@ -140,9 +140,6 @@ def tool(site, release, action, options, timeout=1800, task=None):
         salt 'app1' release.tool newsroom 20260102-030405-1a2b3c4d pending '{}'
     """
     known = must(site, release)
-    cached = __salt__["cp.cache_file"](_TOOL)
-    if not cached:
-        raise CommandExecutionError(f"{_TOOL} can't be read from the file server.")
     output = __salt__["commands.run"](
         site,
         [f"{known['virtualenv']}/bin/python", "-", action, json.dumps(options)],
@@ -150,7 +147,7 @@ def tool(site, release, action, options, timeout=1800, task=None):
         build=action == "prepare",
         env=_past_pooler(environment(site, release)),
         cwd=known["code"],
-        stdin=pathlib.Path(cached).read_text(encoding="utf-8"),
+        stdin=__salt__["settings.source"](_TOOL),
         timeout=timeout,
         task=task or action,
     )

@@ -26,7 +26,7 @@ from salt.exceptions import CommandExecutionError
 SLOTS = ("a", "b")
 _VASSALS = pathlib.Path("/etc/uwsgi/vassals")
 _SITES = "/etc/uwsgi/sites"
-_TEMPLATE = "salt://uwsgi/files/vassal.ini"
+_TEMPLATE = "uwsgi/files/vassal.ini"
 _WEB_GROUP = "www-data"
 
 
@@ -378,9 +378,6 @@ def _vassal(site, slot):
 def _rendered(site, slot, name):
     facts, paths = __salt__["sites.get"](site), __salt__["sites.paths"](site)
     known = __salt__["release.must"](site, name)
-    cached = __salt__["cp.cache_file"](_TEMPLATE)
-    if not cached:
-        raise CommandExecutionError(f"{_TEMPLATE} can't be read from the file server.")
     context = {
         "release": name,
         "slot": slot,
@@ -396,7 +393,7 @@ def _rendered(site, slot, name):
         "settings_module": facts["settings_module"],
     }
     return __salt__["file.apply_template_on_contents"](
-        pathlib.Path(cached).read_text(encoding="utf-8"), "jinja", context, {}, "base"
+        __salt__["settings.source"](_TEMPLATE), "jinja", context, {}, "base"
     )
 
 
