@@ -166,4 +166,6 @@ def test_backups_are_verified_against_the_replica(lab, table):
     done = call(lab, BACKUP, "backup.verify")
     assert done["ok"], done
     assert done["compared_with"] == primary_and_replica(lab)[1]
+    # The scratch server's end isn't taken for the minion's, whose child it was.
+    assert lab.run(BACKUP, "systemctl", "is-active", "salt-minion").stdout.strip() == "active"
     assert done["rows"] >= 500
