@@ -48,6 +48,8 @@ def test_no_original_address_is_left_in_the_copy(lab):
 def archived(lab, host, seconds=120):
     """Wait until the log up to now has arrived on the backup host."""
     file = psql(lab, host, "SELECT pg_walfile_name(pg_current_wal_lsn() - 1)")
+    # An idle server doesn't begin the next file by itself: nobody would miss what is in this one.
+    psql(lab, host, "SELECT pg_switch_wal()")
     deadline = time.monotonic() + seconds
     done = f"SELECT coalesce(last_archived_wal >= '{file}', false) FROM pg_stat_archiver"
     while psql(lab, host, done) != "t":
