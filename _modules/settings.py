@@ -11,6 +11,7 @@ at once.
 import contextlib
 import copy
 import json
+import os
 import pathlib
 import time
 import typing
@@ -449,9 +450,10 @@ def _client():
     with contextlib.suppress(LoaderError):
         if __file_client__.value():
             return __file_client__.value()
-    if "settings.client" not in __context__:
-        __context__["settings.client"] = salt.fileclient.get_file_client(__opts__)
-    return __context__["settings.client"]
+    mine = f"settings.client.{os.getpid()}"  # a connection isn't shared with what is forked
+    if mine not in __context__:
+        __context__[mine] = salt.fileclient.get_file_client(__opts__)
+    return __context__[mine]
 
 
 def _ssh_client():
