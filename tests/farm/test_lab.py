@@ -119,7 +119,7 @@ def test_status_shows_each_host_with_its_release(lab):
     live = lab.run("app1", "readlink", "/srv/sites/newsroom/current").stdout.strip()
     lines = {line.split()[0]: line for line in ask("status").stdout.splitlines()[1:]}
     assert set(lines) == set(lab.hosts)
-    assert re.search(r" up +198\.18\.0\.31 +\d+ / 1024 MiB +app ", lines["app1"])
+    assert re.search(r" up +198\.18\.0\.31 +\d+ / 2048 MiB +app ", lines["app1"])
     assert lines["app1"].endswith(f"newsroom {live.rsplit('/', 1)[-1]}")
 
 

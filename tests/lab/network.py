@@ -76,7 +76,16 @@ def open_hub(lab, names):
     _ip(hub(lab), "link", "add", "farm", "type", "bridge", "stp_state", "0", "forward_delay", "0")
     _ip(hub(lab), "addr", "add", f"{HUB_ADDRESS}/{FARM.prefixlen}", "dev", "farm")
     _ip(hub(lab), "link", "set", "farm", "up")
+    _let_frames_pass(lab)
     _open_way_out(lab)
+
+
+def _let_frames_pass(lab):
+    """Between hosts the hub is a switch: it doesn't show what passes to its own firewall."""
+    if pathlib.Path("/proc/sys/net/bridge").exists():
+        for family in ("ip", "ip6", "arp"):
+            setting = f"net.bridge.bridge-nf-call-{family}tables=0"
+            run(*on_hub(lab, ["sysctl", "-qw", setting]))
 
 
 def close(lab):
