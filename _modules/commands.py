@@ -83,7 +83,6 @@ def run(
     drop += ["--clear-groups", "--no-new-privs", "--pdeathsig=KILL", "--"]
     if build:
         drop = ["nice", "-n", str(_BUILD_NICE), *drop]
-        drop = ["taskset", "--cpu-list", _cores_for_builds(), *drop]
     try:
         process = subprocess.Popen(
             drop + command,
@@ -179,15 +178,6 @@ def _environment(user, home, build):
             if name.startswith(_PASSED_ON) or name.lower() in _PROXIES
         }
     return env
-
-
-def _cores_for_builds():
-    """
-    Half of the cores. Niceness shares a core out but lets a visitor's process wait for the end of
-    a slice at each turn; on the other half it finds a core where nothing is built.
-    """
-    cores = sorted(os.sched_getaffinity(0))
-    return ",".join(map(str, cores[len(cores) // 2 :]))
 
 
 def _yield_to_others(session):
