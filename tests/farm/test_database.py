@@ -35,6 +35,19 @@ except psycopg.Error as error:
     print(error)
 """
 
+# Checks a file of PostgreSQL as a child of a service would; prints what systemd is told meanwhile.
+TOLD = """
+import os, socket, subprocess, sys
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+    systemd.bind("\\0saltern-test")
+    os.environ["NOTIFY_SOCKET"] = "@saltern-test"
+    subprocess.run(["/usr/local/lib/saltern/postgres-check", "access", sys.argv[1]], check=True)
+    try:
+        print(systemd.recv(4096, socket.MSG_DONTWAIT).decode())
+    except BlockingIOError:
+        print("nothing")
+"""
+
 
 @pytest.fixture
 def table(lab):
@@ -119,6 +132,12 @@ def test_a_database_elsewhere_is_set_up_on_the_client_side_only(lab):
     assert not failed
     assert {one.split("/")[1] for one in changed} == {"elsewhere"}
     assert "django/elsewhere/environment" in changed
+
+
+def test_a_check_does_not_speak_for_the_minion_that_asks(lab):
+    primary, _replica = primary_and_replica(lab)
+    rules = psql(lab, primary, "SHOW hba_file")
+    assert lab.run(primary, "python3", "-c", TOLD, rules).stdout.strip() == "nothing"
 
 
 def test_what_takes_the_time_is_told_and_reported(lab):

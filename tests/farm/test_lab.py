@@ -115,6 +115,13 @@ def test_a_cut_host_is_off_the_network_and_mended_back_on_it(lab):
     assert lab.run("master", *ping, check=False).returncode == 0
 
 
+def test_nothing_between_hosts_meets_a_firewall_of_the_hub(lab):
+    ask_kernel = ["sysctl", "--all", "--pattern", r"^net\.bridge\.bridge-nf-call-"]
+    command = network.on_hub(lab.lab, ask_kernel)
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "= 1" not in shown
+
+
 def test_status_shows_each_host_with_its_release(lab):
     live = lab.run("app1", "readlink", "/srv/sites/newsroom/current").stdout.strip()
     lines = {line.split()[0]: line for line in ask("status").stdout.splitlines()[1:]}

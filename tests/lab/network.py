@@ -80,14 +80,6 @@ def open_hub(lab, names):
     _open_way_out(lab)
 
 
-def _let_frames_pass(lab):
-    """Between hosts the hub is a switch: it doesn't show what passes to its own firewall."""
-    if pathlib.Path("/proc/sys/net/bridge").exists():
-        for family in ("ip", "ip6", "arp"):
-            setting = f"net.bridge.bridge-nf-call-{family}tables=0"
-            run(*on_hub(lab, ["sysctl", "-qw", setting]))
-
-
 def close(lab):
     """Remove a lab's namespaces, links and rules."""
     for name in namespaces(lab):
@@ -173,6 +165,14 @@ def _write_names(lab, names):
     lines += [f"{address} {' '.join(known)}" for address, known in names.items()]
     (folder / "hosts").write_text("\n".join(lines) + "\n")
     (folder / "resolv.conf").write_text(resolver())
+
+
+def _let_frames_pass(lab):
+    """Between hosts the hub is a switch: it doesn't show what passes to its own firewall."""
+    if pathlib.Path("/proc/sys/net/bridge").exists():
+        for family in ("ip", "ip6", "arp"):
+            setting = f"net.bridge.bridge-nf-call-{family}tables=0"
+            run(*on_hub(lab, ["sysctl", "-qw", setting]))
 
 
 def _open_way_out(lab):

@@ -2,6 +2,7 @@
 of small state trees and on the real one."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import time
 
 import pytest
 import salt.config
+import salt.fileclient
 import salt.loader
 import schema
 import tuning
@@ -101,6 +103,23 @@ def test_nothing_set(minion):
     assert varnish["probe"]["window"] == 5
     assert varnish["storage"].G == 2
     assert "90 % of 4096M RAM" in varnish["why"]["storage"]
+
+
+def test_a_forked_process_fetches_files_over_a_connection_of_its_own(minion):
+    modules = minion()
+
+    def clients():
+        modules["settings.source"]("varnish/defaults.yaml")
+        kept = modules.pack["__context__"].values()
+        return {id(one) for one in kept if isinstance(one, salt.fileclient.Client)}
+
+    mine = clients()
+    assert clients() == mine
+    assert len(mine) == 1
+    child = os.fork()
+    if not child:
+        os._exit(0 if len(clients() - mine) == 1 else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_one_value_set_changes_nothing_else(minion):
