@@ -117,7 +117,7 @@ def test_a_cut_host_is_off_the_network_and_mended_back_on_it(lab):
 
 def test_nothing_between_hosts_meets_a_firewall_of_the_hub(lab):
     ask_kernel = ["sysctl", "--all", "--pattern", r"^net\.bridge\.bridge-nf-call-"]
-    command = network.on_hub(lab.lab, ask_kernel)
+    command = network.on_hub(lab.lab.name, ask_kernel)
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "= 1" not in shown
 
