@@ -1,6 +1,7 @@
 """`salt-run ship.release` with a real master and minions: a canary, batches, going back."""
 
 import contextlib
+import json
 import pathlib
 import tempfile
 import threading
@@ -102,8 +103,13 @@ def test_what_is_live_stays_where_that_is_the_policy(farm, live, ill):
 def test_what_falls_ill_while_it_is_watched_goes_back(farm, live, ill):
     sha = farm.project.commit("falls ill")
 
+    def watched():
+        """The canary's ship has ended: an illness before that is one its own checks find."""
+        history = farm.hosts["app1"].run("cat", "/srv/sites/tiny/deploy/history.jsonl").stdout
+        return str(json.loads(history.splitlines()[-1])["to"]).endswith(sha[:8])
+
     def infect():
-        wait_for(lambda: farm.hosts["app1"].get("/")[1] != live, 120, "the canary")
+        wait_for(watched, 120, "the canary's ship")
         ill("app1", sha)
 
     watcher = threading.Thread(target=infect)
