@@ -487,9 +487,11 @@ def _credentials(site, repository):
 
 def _resolve(site, rev):
     """The SHA of a branch, a tag or an abbreviated SHA."""
-    candidates = [f"refs/heads/{rev}", f"refs/tags/{rev}"]
-    if re.fullmatch(r"[0-9a-f]{7,40}", rev):
-        candidates.append(rev)
+    candidates = [rev]
+    if not _SHA.fullmatch(rev):
+        candidates = [f"refs/heads/{rev}", f"refs/tags/{rev}"]
+        if re.fullmatch(r"[0-9a-f]{7,39}", rev):
+            candidates.append(rev)
     found = {}
     for candidate in candidates:
         try:

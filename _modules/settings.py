@@ -213,7 +213,7 @@ def check(fresh=True):
     host = _host()
     services = __salt__["inventory.services"]()
     found = {"ok": True, "services": services, "sites": sorted(host.sites)}
-    promised = {name: host.services[name].values for name in services if name in host.services}
+    promised = {name: _service(name).values for name in services}
     warnings = __salt__["tuning.warnings"](_hardware(), _tenants(), promised, _site_count(host))
     return {**found, "warnings": warnings} if warnings else found
 
@@ -267,13 +267,13 @@ def _nested(flat):
 
 
 def _service(name):
-    """A service's settings; those of a service that runs elsewhere are read when asked for."""
+    """A service's settings; where nobody set any, the defaults are read when asked for."""
     host = _sound()
     if name not in host.services:
         files = _files([name])
         if not _exists(files, name):
             raise CommandExecutionError(f"There is no service {name!r}.{_hint(name)}")
-        host.services[name] = _layered(host, files, name, {}, {})
+        host.services[name] = _tuned(host, name, _layered(host, files, name, {}, {}))
     return host.services[name]
 
 
@@ -314,12 +314,18 @@ def _told():
 
 
 def _fill(host):
-    """Read, check and compute the settings of this host's services, and of all sites."""
-    mine = __salt__["inventory.services"]()
+    """
+    Read and check what is set for this host's services, or for others, and for all sites.
+
+    Each file costs a question to the master: where nothing is set, nothing can be wrong, and
+    :func:`_service` reads the defaults when somebody wants them. What it will need is looked at
+    now: a role that doesn't exist or a missing grain is an error of the host.
+    """
+    __salt__["inventory.services"]()
+    _hardware()
     overrides = _mapping(host, __pillar__.get("overrides"), f"{_file('overrides')}: ")
     own = _mapping(host, _own_settings(host), _own_prefix())
-    # What is written of services that run elsewhere is checked here, too.
-    names = list(dict.fromkeys([*mine, *map(str, overrides), *map(str, own)]))
+    names = list(dict.fromkeys([*map(str, overrides), *map(str, own)]))
     files = _files(names)
     for name in names:
         if _exists(files, name):
@@ -331,9 +337,8 @@ def _fill(host):
     _fill_sites(host, files)
     if host.errors:
         return
-    for name in mine:
-        if name in host.services:
-            host.services[name] = _tuned(host.services[name], name, _site_count(host, name))
+    for name, service in host.services.items():
+        host.services[name] = _tuned(host, name, service)
 
 
 def _fill_sites(host, files):
@@ -383,11 +388,12 @@ def _os_layers(files, service):
     return layers
 
 
-def _tuned(service, name, sites):
-    """A service's settings with each ``auto`` computed."""
+def _tuned(host, name, service):
+    """A service's settings with each ``auto`` computed, if this host runs it."""
     auto = [key for key, known in service.schema.items() if known.auto]
-    if not auto:
+    if not auto or name not in __salt__["inventory.services"]():
         return service
+    sites = _site_count(host, name)
     computed = __salt__[f"tuning.{name}"](_hardware(), _tenants(), service.values, sites)
     values, origins, why = dict(service.values), dict(service.origins), {}
     for key in auto:

@@ -460,14 +460,11 @@ class _Display:
 
     def phase(self, found):
         host = found["host"]
-        if found["state"] == "begins":
-            self.phases[host] = (found["phase"], time.monotonic())
-            self._erase()
-            self._draw()
-            return
         self.phases.pop(host, None)
+        if found["next"]:
+            self.phases[host] = (found["next"], time.monotonic())
         said = str(found["comment"]).splitlines()[:1]
-        failed = "" if found["state"] == "done" else "FAILED "
+        failed = "" if found["result"] else "FAILED "
         took = f"{found['seconds']:6.2f} s"
         self.line(f"{host:12} {found['phase']:10} {took}  {failed}{''.join(said)}")
 
