@@ -741,6 +741,7 @@ def _static(work):
         name,
         "prepare",
         {
+            "root": work.release["root"],
             "check_level": work.facts["deploy"]["check_level"],
             "static": work.release["static"],
             "served": __salt__["sites.paths"](work.site)["static"]

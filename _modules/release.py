@@ -49,12 +49,11 @@ def fetch(site, rev):
     repo = __salt__["sites.paths"](site)["repo"]
     if not pathlib.Path(repo, "HEAD").exists():
         _git(site, ["init", "--quiet", "--bare", repo], task="git init")
-    sha = rev if _SHA.fullmatch(rev) and _has(site, rev) else None
-    if not sha:
+    found = _commit(site, rev) if _SHA.fullmatch(rev) else None
+    if not found:
         _fetch_all(site, facts, rev)
-        sha = _resolve(site, rev)
-    shown = _git(site, ["show", "--no-patch", "--format=%ct %s", sha]).strip()
-    committed, _, subject = shown.partition(" ")
+        found = _resolve(site, rev)
+    sha, committed, subject = found
     name = time.strftime("%Y%m%d-%H%M%S", time.gmtime(int(committed))) + f"-{sha[:8]}"
     return {"release": name, "sha": sha, "committed": int(committed), "subject": subject[:100]}
 
@@ -93,7 +92,6 @@ def build(site, fetched, force=False):
         folder = _folder(facts, beside, fetched["sha"])
         virtualenv, installed = _virtualenv(site, facts, folder, fetched["sha"], force)
         __salt__["commands.run"](site, ["ln", "-sfn", virtualenv, f"{beside}/.venv"], build=True)
-        _compile(site, virtualenv, beside)
         shutil.rmtree(where, ignore_errors=True)
         pathlib.Path(beside).rename(where)
     finally:
@@ -151,6 +149,8 @@ def tool(site, release, action, options, timeout=1800, task=None):
         timeout=timeout,
         task=task or action,
     )
+    if action == "prepare":
+        _flush(known["root"], __salt__["sites.paths"](site)["static"])
     return json.loads(output.rpartition("\nsaltern:")[2])
 
 
@@ -361,12 +361,13 @@ def _git(site, command, task=None, env=None, timeout=600, cwd=None):
     )
 
 
-def _has(site, sha):
+def _commit(site, name):
+    """SHA, time and subject of a commit of the mirror; ``None`` if it has no such name."""
     try:
-        _git(site, ["cat-file", "-e", f"{sha}^{{commit}}"])
+        shown = _git(site, ["show", "--no-patch", "--format=%H %ct %s", f"{name}^{{commit}}", "--"])
     except CommandExecutionError:
-        return False
-    return True
+        return None
+    return shown.strip().split(" ", 2)
 
 
 def _fetch_all(site, facts, rev):
@@ -486,7 +487,7 @@ def _credentials(site, repository):
 
 
 def _resolve(site, rev):
-    """The SHA of a branch, a tag or an abbreviated SHA."""
+    """The commit of a branch, a tag or a SHA, perhaps an abbreviated one."""
     candidates = [rev]
     if not _SHA.fullmatch(rev):
         candidates = [f"refs/heads/{rev}", f"refs/tags/{rev}"]
@@ -494,19 +495,17 @@ def _resolve(site, rev):
             candidates.append(rev)
     found = {}
     for candidate in candidates:
-        try:
-            sha = _git(site, ["rev-parse", "--quiet", "--verify", f"{candidate}^{{commit}}"])
-        except CommandExecutionError:
-            continue
-        found.setdefault(sha.strip(), candidate)
+        commit = _commit(site, candidate)
+        if commit:
+            found.setdefault(commit[0], (candidate, commit))
     if not found:
         raise _unknown(site, rev)
     if len(found) > 1:
         raise CommandExecutionError(
-            f"{rev!r} means different commits: {', '.join(found.values())}. Name one of them "
-            f"by its SHA: {', '.join(found)}."
+            f"{rev!r} means different commits: {', '.join(name for name, _ in found.values())}. "
+            f"Name one of them by its SHA: {', '.join(found)}."
         )
-    return next(iter(found))
+    return next(iter(found.values()))[1]
 
 
 def _check_out(site, facts, sha, folder):
@@ -658,14 +657,6 @@ def _in_use(site, virtualenv):
     return any(info(site, name)["virtualenv"] == virtualenv for name in list_(site))
 
 
-def _compile(site, virtualenv, folder):
-    """Byte-code beside the sources: the site's own user can't write it."""
-    with contextlib.suppress(CommandExecutionError):  # a file for another Python is no error
-        __salt__["commands.run"](
-            site, [f"{virtualenv}/bin/python", "-m", "compileall", "-q", folder], build=True
-        )
-
-
 # --- folders
 
 
@@ -703,9 +694,9 @@ def _prune_static(served, kept):
                 path.unlink()
 
 
-def _flush(folder):
-    """Write a folder's file system to the disk: a power cut doesn't empty what is complete."""
-    subprocess.run(["sync", "--file-system", folder], check=True)
+def _flush(*folders):
+    """Write folders' file systems to the disk: a power cut doesn't empty what is complete."""
+    subprocess.run(["sync", "--file-system", *folders], check=True)
 
 
 __func_alias__ = {"list_": "list"}

@@ -76,6 +76,14 @@ def test_the_running_site_can_not_write_its_code(host, first):
         assert not found, found
 
 
+def test_all_code_is_compiled_as_the_site_can_not_write_byte_code(host, first):
+    code = host.folder / "srv/sites/tiny/releases" / first["release"]
+    sources = [path for path in code.rglob("*.py") if ".saltern" not in path.parts]
+    missing = [p for p in sources if not [*p.parent.glob(f"__pycache__/{p.stem}.*.pyc")]]
+    assert code / "manage.py" in sources
+    assert not missing, missing
+
+
 def test_a_second_release_replaces_the_first_without_a_lost_request(host, first):
     sha = host.project.commit("two")
     with Load(host) as load:

@@ -305,6 +305,30 @@ def test_without_the_grain(minion):
     modules = minion()
     del modules.pack["__grains__"]["hardware"]
     assert "saltutil.sync_all" in errors_of(modules)
+    assert "saltutil.sync_all" in modules["settings.errors"]()[0]
+
+
+def test_a_role_that_does_not_exist(minion):
+    modules = minion()
+    modules.pack["__pillar__"]["hosts"]["web1"] = {"roles": ["acelerator"]}
+    (sentence,) = modules["settings.errors"]()
+    assert "web1 has the role 'acelerator', which doesn't exist" in sentence
+
+
+def test_the_master_is_asked_for_what_is_set_and_what_is_wanted(minion, monkeypatch):
+    asked = []
+    cache_files = salt.fileclient.FSClient.cache_files
+
+    def listen(client, paths, *args, **named):
+        asked.extend(path for path in paths if path.endswith("defaults.yaml"))
+        return cache_files(client, paths, *args, **named)
+
+    monkeypatch.setattr(salt.fileclient.FSClient, "cache_files", listen)
+    modules = minion(overrides={"haproxy": {"port": 81}})
+    modules["settings.site"]("newsroom")
+    assert asked == ["salt://haproxy/defaults.yaml"]
+    modules["settings.get"]("varnish")
+    assert asked[1:] == ["salt://varnish/defaults.yaml"]
 
 
 def test_a_host_that_no_inventory_lists(minion):

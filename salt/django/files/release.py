@@ -2,7 +2,8 @@
 Prepare or migrate a release. `deploy` runs this with the release's own Python, from standard
 input, in the folder of its manage.py.
 
-python - prepare OPTIONS    check the site, collect its static files and publish them
+python - prepare OPTIONS    check the site, collect its static files and publish them, and compile
+                            its modules to byte-code
 python - migrate OPTIONS    apply the pending migrations, on one host of the farm only
 python - pending OPTIONS    say which migrations are pending
 
@@ -10,7 +11,9 @@ OPTIONS is a JSON object. The last line printed is "saltern:" and a JSON object 
 Only the standard library and the site's Django are used; the site may run on Python 3.8.
 """
 
+import compileall
 import filecmp
+import gc
 import gzip
 import hashlib
 import io
@@ -60,7 +63,11 @@ def main():
     action, options = sys.argv[1], json.loads(sys.argv[2])
     import django
 
+    # Loading leaves no garbage: a third of the time went into looking for it, then and at the end.
+    gc.disable()
     django.setup()
+    gc.freeze()
+    gc.enable()
     result = {"prepare": prepare, "migrate": migrate, "pending": pending}[action](options)
     sys.stdout.flush()
     print("\nsaltern:" + json.dumps(result))
@@ -82,6 +89,8 @@ def prepare(options):
         result.update(pending(options))
     except Exception as error:  # noqa: BLE001 - the migrate phase asks again and says it
         print(f"Pending migrations are not known yet: {error}")
+    # The site's own user can't write byte-code. A file for another Python is no error.
+    compileall.compile_dir(options["root"], quiet=2)
     return result
 
 
