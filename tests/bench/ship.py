@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.farm import releases  # noqa: E402 - the checkout is on the path only now
-from tests.lab import farm, network  # noqa: E402 - the checkout is on the path only now
+from tests.lab import farm, network, salt  # noqa: E402 - the checkout is on the path only now
 
 MIGRATION = """\
 from django.db import migrations
@@ -89,8 +89,8 @@ class Bench:
     def ship(self, number):
         commit = self.commit(number)
         began = time.monotonic() - self.started
-        told = json.loads(self.master.run(
-            "salt", "--out=json", "--static", "--timeout=300", self.options.target,
+        told = salt.returned(self.master.run(
+            "salt", "--out=json", "--timeout=300", self.options.target,
             "deploy.ship", f"rev={commit}", f"strategy={self.options.strategy}", check=False,
         ).stdout)  # fmt: skip
         ended = time.monotonic() - self.started

@@ -76,7 +76,7 @@ class Bench:
     def by_salt(self, sha, hosts):
         """The phases on the first host, and the seconds that the command took in all."""
         began = time.monotonic()
-        told = hosts_of(self.master.run(
+        told = salt.returned(self.master.run(
             "salt", "--out=json", "--timeout=60", "-L", ",".join(hosts),
             "deploy.ship", SITE, f"rev={sha}", check=False,
         ).stdout)  # fmt: skip
@@ -102,16 +102,6 @@ class Bench:
         finally:
             releases.forget(self.master)
         return found
-
-
-def hosts_of(printed):
-    """What each host returned: Salt prints a JSON document for each, as it comes."""
-    found, decoder = {}, json.JSONDecoder()
-    while printed := printed.lstrip():
-        document, end = decoder.raw_decode(printed)
-        found |= document
-        printed = printed[end:]
-    return found
 
 
 def total(steps):
