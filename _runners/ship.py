@@ -19,6 +19,8 @@ _ROLES = ("app", "worker")
 _EVENTS = "saltern/deploy/"
 # Seconds without a sign from a host before it is asked whether it still works.
 _QUIET = 20
+# Seconds in which what a host said before it was asked has reached the master's events.
+_LATE = 2
 
 
 def release(
@@ -364,17 +366,28 @@ class _Farm:
 
     def _collect(self, events, jid, step, hosts, quiet):
         returned, heard = {}, dict.fromkeys(hosts, time.monotonic())
-        deadline = time.monotonic() + self.timeout
-        while len(returned) < len(hosts):
-            event = events.get_event(wait=0.5, full=True, auto_reconnect=True)
-            now = time.monotonic()
+
+        def listen(seconds):
+            event = events.get_event(wait=seconds, full=True, auto_reconnect=True)
             if event:
                 self._hear(event, jid, step, hosts, returned, heard, quiet)
+            return event
+
+        deadline = time.monotonic() + self.timeout
+        while len(returned) < len(hosts):
+            listen(0.5)
+            now = time.monotonic()
             silent = [h for h in hosts if h not in returned and now - heard[h] > _QUIET]
             if silent:
                 at_work = self._at_work(silent, jid)
-                heard.update(dict.fromkeys(at_work, now))
-                returned.update({h: "It doesn't answer." for h in silent if h not in at_work})
+                # Who became ready while it was asked is at work no longer, and has said so.
+                until = time.monotonic() + _LATE
+                while time.monotonic() < until and listen(until - time.monotonic()):
+                    pass
+                heard.update(dict.fromkeys(at_work, time.monotonic()))
+                for host in set(silent) - set(returned):
+                    if heard[host] < now:
+                        returned[host] = "It doesn't answer."
             if now > deadline:
                 for host in set(hosts) - set(returned):
                     returned[host] = f"It didn't finish within {self.timeout} s."

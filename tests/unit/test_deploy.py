@@ -162,3 +162,31 @@ def test_a_master_of_several_environments_names_the_one_that_is_meant(in_staging
 def test_an_environment_that_does_not_exist_is_refused(in_staging):
     with pytest.raises(CommandExecutionError, match="no environment 'stagging'"):
         deploy._elsewhere("stagging", {})
+
+
+class Events:
+    """The master's event bus: what is on it, in order."""
+
+    def __init__(self):
+        self.waiting = []
+
+    def get_event(self, **_):
+        return self.waiting.pop(0) if self.waiting else None
+
+
+def test_a_host_that_becomes_ready_while_it_is_asked_is_not_taken_for_dead(monkeypatch):
+    monkeypatch.setattr(runner, "_QUIET", 0)
+    monkeypatch.setattr(runner, "_LATE", 0.1)
+    events, farm = Events(), runner._Farm.__new__(runner._Farm)
+    farm.timeout = 10
+
+    def at_work(hosts, jid):
+        for number in range(3):  # of other jobs
+            events.waiting.append({"tag": f"salt/job/{number}/ret/app9", "data": {}})
+        told = {"id": "app1", "return": {"result": True}}
+        events.waiting.append({"tag": f"salt/job/{jid}/ret/app1", "data": told})
+        return []
+
+    farm._at_work = at_work
+    returned = farm._collect(events, "77", "ship", ["app1", "app2"], quiet=True)
+    assert returned == {"app1": {"result": True}, "app2": "It doesn't answer."}
