@@ -367,7 +367,7 @@ def _commit(site, name):
         shown = _git(site, ["show", "--no-patch", "--format=%H %ct %s", f"{name}^{{commit}}", "--"])
     except CommandExecutionError:
         return None
-    return shown.strip().split(" ", 2)
+    return shown.rstrip("\n").split(" ", 2)  # a message may be empty
 
 
 def _fetch_all(site, facts, rev):

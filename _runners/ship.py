@@ -472,6 +472,8 @@ class _Display:
         self._draw()
 
     def phase(self, found):
+        if "next" not in found:  # a host whose modules weren't synchronised since
+            return
         host = found["host"]
         self.phases.pop(host, None)
         if found["next"]:

@@ -575,6 +575,9 @@ def test_revisions_by_branch_tag_and_sha(host, first):
     assert sha[:8] in whole
     missing = host.call("deploy.ship", rev="no-such-branch", fails=True)
     assert "no branch, tag or commit" in missing["comment"]
+    host.project.git("commit", "--quiet", "--allow-empty", "--allow-empty-message", "--message=")
+    silent = host.call("release.fetch", "tiny", host.project.git("rev-parse", "HEAD"))
+    assert (silent["sha"][:8], silent["subject"]) == (silent["release"][-8:], "")
 
 
 def test_management_commands_run_as_the_site(host, first):
