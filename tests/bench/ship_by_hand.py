@@ -81,7 +81,8 @@ class Bench:
             "deploy.ship", SITE, f"rev={sha}", check=False,
         ).stdout)  # fmt: skip
         took = time.monotonic() - began
-        failed = {host: told.get(host) for host in hosts if not told.get(host, {}).get("result")}
+        answers = {host: told.get(host) for host in hosts}
+        failed = {h: a for h, a in answers.items() if not isinstance(a, dict) or not a["result"]}
         if failed:
             sys.exit(f"A ship failed: {json.dumps(failed, indent=1)}")
         phases = {entry["phase"]: entry["seconds"] for entry in told[hosts[0]]["phases"]}

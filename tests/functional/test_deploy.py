@@ -407,6 +407,26 @@ def test_static_files_are_packed_where_that_helps(host, first):
     host.project.forget("things/static/small.css")
 
 
+def test_what_is_prepared_is_on_the_disk_before_it_goes_live(host, first):
+    log = host.folder / "srv/flushed"
+    (host.folder / "srv/sync").write_text(
+        '#!/bin/sh\necho "$* $(readlink /srv/sites/tiny/current)" >>/srv/flushed\n'
+        'exec /srv/sync.own "$@"\n'
+    )
+    host.run("cp", "/usr/bin/sync", "/srv/sync.own")
+    host.run("chmod", "0755", "/srv/sync")
+    host.run("mount", "--bind", "/srv/sync", "/usr/bin/sync")
+    try:
+        host.project.commit("lies on the disk")
+        report = host.ship()
+    finally:
+        host.run("umount", "/usr/bin/sync")
+    assert report["result"], report["comment"]
+    (flushed,) = [line for line in log.read_text().splitlines() if "/shared/static" in line]
+    assert f"/releases/{report['release']}" in flushed
+    assert report["from"] in flushed.split()[-1]
+
+
 class Receiver(http.server.BaseHTTPRequestHandler):
     """Keeps what is posted to it."""
 

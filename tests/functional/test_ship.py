@@ -75,6 +75,16 @@ def test_batches_behind_a_canary(farm, live):
         assert [line for line in shown.splitlines() if f" {host} " in line and "activate" in line]
 
 
+def test_the_farm_knows_what_is_live(farm, live):
+    """From the mine, as a host that joins asks for it."""
+
+    def told():
+        answers = farm.ask("deploy.live_elsewhere", "tiny")
+        return {host: answer["release"] for host, answer in answers.items() if answer}
+
+    wait_for(lambda: told() == dict.fromkeys(HOSTS, live), 60, "the mine's word")
+
+
 def test_an_ill_canary_keeps_the_release_from_all_others(farm, live, ill):
     ill("app1", farm.project.commit("ill on the canary"))
     code, report, shown = farm.runner("ship.release")
