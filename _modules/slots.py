@@ -28,6 +28,8 @@ _VASSALS = pathlib.Path("/etc/uwsgi/vassals")
 _SITES = "/etc/uwsgi/sites"
 _TEMPLATE = "uwsgi/files/vassal.ini"
 _WEB_GROUP = "www-data"
+# Of a release that loads and tries its first pages beside the one that serves.
+_LOADING_NICE = 10
 
 
 def live(site):
@@ -137,7 +139,7 @@ def start(site, slot, name):
     stop(site, slot)
     _write_vassal(site, slot, name)
     try:
-        return _until_well(site, slot, name)
+        return _until_well(site, slot, name, niceness=_LOADING_NICE)
     except BaseException:
         _remove(site, slot)
         raise
@@ -293,7 +295,7 @@ def check(site, name):
     _write(path, _rendered(site, "check", name), __salt__["sites.user"](site))
     try:
         result = subprocess.run(
-            ["uwsgi", "--ini", path, "--no-server"],
+            ["nice", "-n", str(_LOADING_NICE), "uwsgi", "--ini", path, "--no-server"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -456,10 +458,13 @@ def _limit(site):
     return __salt__["sites.get"](site)["deploy"]["health_timeout"].s
 
 
-def _until_well(site, slot, name):
+def _until_well(site, slot, name, niceness=0):
     """
     Wait until a slot answers well: as often in a row as the site asks for, and then so often at
     once that each worker has loaded what a request needs.
+
+    niceness
+        Of its processes meanwhile; a slot that is well has 0.
     """
     facts = __salt__["sites.get"](site)
     needed, good = facts["deploy"]["health_checks"], 0
@@ -470,6 +475,8 @@ def _until_well(site, slot, name):
         if seen and pid != seen and not _alive(seen):
             check(site, name)  # says why it died
             told = "it starts and dies"
+        if niceness and pid != seen:
+            _renice(pid, niceness)
         seen = pid or seen
         try:
             answer = ask(site, slot, facts["health"])
@@ -486,7 +493,9 @@ def _until_well(site, slot, name):
                     + __salt__["commands.redact"](site, told)
                 )
             time.sleep(pause)
-    return good + _warm(site, slot, facts)
+    good += _warm(site, slot, facts)
+    _renice(_pid(site, slot), 0)
+    return good
 
 
 def _verdict(facts, answer):
@@ -631,6 +640,26 @@ def _pid(site, slot):
     except (OSError, ValueError):
         return None
     return pid if _alive(pid) else None
+
+
+def _renice(master, niceness):
+    """Give a slot's processes a niceness: its master first, as those it forks inherit it."""
+    _renice_process(master, niceness)
+    for child in _children(master):
+        _renice_process(child, niceness)
+
+
+def _renice_process(pid, niceness):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        for thread in pathlib.Path(f"/proc/{pid}/task").iterdir():
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), niceness)
+
+
+def _children(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
+    except OSError:
+        return []
 
 
 def _alive(pid):

@@ -6,7 +6,7 @@ What `deploy.ship` costs beside the same commands typed by hand, and on more tha
 
 Works on a lab that is up. Each turn commits a change that leaves the dependencies alone, and takes
 it live in turn: by hand on one host (fetch and check out, pip, check, migrate, collectstatic, gzip,
-touch), by `salt` on that host, by `salt` on all app hosts. Prints the medians as a table.
+brotli, touch), by `salt` on that host, by `salt` on all app hosts. Prints the medians as a table.
 """
 
 import argparse
@@ -49,6 +49,7 @@ step="check --deploy";      step ../venv/bin/python manage.py check --deploy
 step="migrate";             step ../venv/bin/python manage.py migrate
 step="collectstatic";       step ../venv/bin/python manage.py collectstatic --noinput
 step="gzip";                step sh -c 'find static -type f | xargs gzip --keep --best'
+step="brotli";              step sh -c 'find static -type f ! -name "*.gz" | xargs brotli --best'
 step="touch";               step touch /srv/byhand/vassal.ini
 cd ..; rm -r releases-$1
 """

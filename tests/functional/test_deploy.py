@@ -358,6 +358,21 @@ def test_builds_let_the_site_go_first(host, first, deploy_settings):
     assert session.split()[1:] == ["nice", "10"]
 
 
+def test_a_slot_that_starts_lets_the_live_one_go_first(host, first):
+    host.project.commit("tells how nice it was first, and is", {"tiny/urls.py": """
+        import os
+        from django.http import HttpResponse
+        from django.urls import path
+        seen = []
+        def tell(request):
+            seen.append(os.nice(0))
+            return HttpResponse(f"{seen[0]} {seen[-1]}")
+        urlpatterns = [path("health/", tell), path("", tell)]
+    """})  # fmt: skip
+    assert host.ship()["result"]
+    assert host.get("/")[2] == "10 0"
+
+
 # A storage that is elsewhere, as S3 is; it writes down what it stores, in this order.
 ELSEWHERE = {
     "tiny/storage.py": """

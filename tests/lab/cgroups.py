@@ -1,4 +1,10 @@
-"""A control group for each host, on machines with cgroup v1, v2 or both."""
+"""
+A control group for each host, on machines with cgroup v1, v2 or both.
+
+The processors are the exception: they belong to the lab as a whole. The kernel lends them to groups
+in turn, so with a group for each, a host that answers in a millisecond would wait a quarter of a
+second for one that builds, and niceness would count for nothing between hosts.
+"""
 
 import contextlib
 import pathlib
@@ -36,7 +42,7 @@ def create(lab, host, memory):
     doors = []
     limited = False
     for mount, controllers in hierarchies():
-        group = mount / TREE / lab / host
+        group = _group(mount, controllers, lab, host)
         if controllers == {"v2"}:
             _delegate(mount, group)
         group.mkdir(parents=True, exist_ok=True)
@@ -78,10 +84,10 @@ def usage(lab, host):
 
 
 def join(lab, host):
-    """Put this process under the host's memory limit, so that what it uses counts there."""
+    """Put this process where the host's are, so that what it uses counts there."""
     for mount, controllers in hierarchies():
-        group = mount / TREE / lab / host
-        if "memory" in controllers and group.exists():
+        group = _group(mount, controllers, lab, host)
+        if controllers & {"cpu", "memory"} and group.exists():
             (group / "cgroup.procs").write_text("0")
         elif controllers == {"v2"} and (group / "payload").exists():
             # In v2 only leaves hold processes.
@@ -104,11 +110,19 @@ def remove(lab, host=None, patience=5):
             (mount / TREE).rmdir()  # only the last lab's leaving succeeds
 
 
+def _group(mount, controllers, lab, host):
+    """A host's group in a hierarchy."""
+    shared = mount / TREE / lab
+    return shared if "cpu" in controllers else shared / host
+
+
 def _delegate(mount, group):
-    """Let v2's controllers reach down to the host's group."""
-    wanted = (mount / "cgroup.controllers").read_text().split()
+    """Let v2's controllers reach down to the host's group, that of the processors to the lab's."""
+    wanted = set((mount / "cgroup.controllers").read_text().split())
     folder = mount
     for part in group.relative_to(mount).parts:
+        if folder == group.parent:
+            wanted -= {"cpu"}
         for controller in wanted:
             with contextlib.suppress(OSError):
                 (folder / "cgroup.subtree_control").write_text(f"+{controller}")

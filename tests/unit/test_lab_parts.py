@@ -190,3 +190,17 @@ def test_the_memory_limit_reaches_a_v2_group(tmp_path, monkeypatch):
     assert (group / "payload/memory.max").read_text() == str(1 << 30)
     assert (tree / cgroups.TREE / "one/cgroup.subtree_control").exists()
     assert not (group / "cgroup.subtree_control").exists()  # else it could hold no process
+
+
+def test_hosts_have_memory_of_their_own_and_share_the_processors(tmp_path, monkeypatch):
+    memory, processors = tmp_path / "memory", tmp_path / "cpu"
+    for host_name in ("app1", "db1"):
+        (memory / cgroups.TREE / "one" / host_name).mkdir(parents=True)
+        (memory / cgroups.TREE / "one" / host_name / "memory.limit_in_bytes").touch()
+    processors.mkdir()
+    monkeypatch.setattr(
+        cgroups, "hierarchies", lambda: [(memory, {"memory"}), (processors, {"cpu", "cpuacct"})]
+    )
+    app, db = (cgroups.create("one", host_name, 1 << 30) for host_name in ("app1", "db1"))
+    assert app[0] != db[0]
+    assert app[1] == db[1] == processors / cgroups.TREE / "one" / "cgroup.procs"
