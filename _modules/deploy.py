@@ -783,6 +783,9 @@ def _migrate(work):
         timeout=None,
         task="Migrating the database",
     )
+    # A rollback to it asks; where there was no database yet, nothing could tell before.
+    note = {"migrations": result["migrations"]}
+    __salt__["release.note"](work.site, work.release["release"], note)
     if result["applied"]:
         return f"applied {', '.join(result['applied'])}"
     return (

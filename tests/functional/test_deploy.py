@@ -57,6 +57,12 @@ def test_a_first_ship_goes_through_all_phases(host, first):
     assert live["live"] == first["release"]
 
 
+def test_a_first_release_is_known_to_know_its_migrations(host, first):
+    """There was no database when it was prepared; a rollback to it asks what it knows."""
+    known = host.call("release.info", "tiny", first["release"])["migrations"]
+    assert "things.0001_initial" in known
+
+
 def test_the_same_revision_again_changes_nothing(host, first):
     before = host.call("deploy.status")["tiny"]
     report = host.ship()

@@ -257,16 +257,18 @@ def migrate(options):
     from django.db import connection, connections
     from django.db.backends.signals import connection_created
 
-    if not pending(options)["pending"]:
-        return {"applied": [], "waited": 0}
+    found = pending(options)
+    done = {"applied": [], "waited": 0, "migrations": found["migrations"]}
+    if not found["pending"]:
+        return done
     # All hosts of the farm may wait: one connection each is enough.
     connection.close()
     holder = connections.create_connection("default")
-    waited = wait_for_lock(holder, options)
+    done["waited"] = wait_for_lock(holder, options)
     try:
         todo = pending(options)["pending"]
         if not todo:
-            return {"applied": [], "waited": waited}
+            return done
         refuse_failed(holder, options)
         refuse_dangers(todo, options)
         connection_created.connect(lambda connection, **_: limit(connection, options), weak=False)
@@ -278,7 +280,7 @@ def migrate(options):
                 note_failure(holder, options, error)
             raise
         forget_failure(holder, options)
-        return {"applied": [migration["name"] for migration in todo], "waited": waited}
+        return done | {"applied": [migration["name"] for migration in todo]}
     finally:
         holder.close()
 
