@@ -25,6 +25,9 @@ from salt.exceptions import CommandExecutionError
 
 log = logging.getLogger(__name__)
 
+# Of a run's own work: what serves visitors goes first. What it builds and starts is nicer still.
+_NICENESS = 5
+
 
 def ship(
     site=None,
@@ -119,6 +122,7 @@ def rollback(site=None, to=None, keep_migrations=False, environment=None, **kwar
     work = _Work(site, kwargs)
     work.strategy = _strategy(site, None)
     work.target = to
+    work.urgent = True
     work.keep_migrations = keep_migrations
     phases = [("preflight", _choose_target), ("activate", _activate)]
     return _perform(work, "rollback", [*phases, ("verify", _verify), ("workers", _workers)])
@@ -509,6 +513,7 @@ class _Work:
         self.release = None  # what release.info knows of the one that is to be live
         self.target = self.fetched = self.pending = self.undo = None
         self.force = self.partial = self.allow_destructive = self.keep_migrations = False
+        self.urgent = False  # visitors wait for it: it yields to nobody
         self.balancers = None  # a future: the addresses of those that answered well before
 
 
@@ -526,7 +531,7 @@ def _perform(work, action, phases):
         "phases": [],
     }
     try:
-        with _locked(work.site, action, who=work.who, job=work.job) as held:
+        with _yielding(work), _locked(work.site, action, who=work.who, job=work.job) as held:
             _run_phases(work, phases, report, held)
             report["seconds"] = round(time.monotonic() - started, 2)
             report["comment"] = report["comment"] or _summary(work, action)
@@ -544,6 +549,17 @@ def _perform(work, action, phases):
     if not report["result"]:
         __context__["retcode"] = 1
     return report
+
+
+@contextlib.contextmanager
+def _yielding(work):
+    """Let visitors go first while the block runs, unless they wait for what it does."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, before if work.urgent else max(before, _NICENESS))
+    try:
+        yield
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, before)
 
 
 def _run_phases(work, phases, report, held):
@@ -811,21 +827,21 @@ def _activate(work):
     slot = "b" if live == "a" else "a"
     ready = name != work.before and __salt__["slots.release"](work.site, slot) == name
     if ready and not work.force:
-        answers = _woken(work.site, slot, name)
+        answers = _woken(work, slot, name)
     else:
-        answers = __salt__["slots.start"](work.site, slot, name)
+        answers = __salt__["slots.start"](work.site, slot, name, urgent=work.urgent)
     work.undo = lambda: _flip_back(work, live, slot)
     __salt__["slots.flip"](work.site, slot)
     _point(work.site, name)
     return f"slot {slot} is live, {answers} good answers"
 
 
-def _woken(site, slot, name):
+def _woken(work, slot, name):
     """A slot that was kept ready may have died since."""
     try:
-        return __salt__["slots.wake"](site, slot)
+        return __salt__["slots.wake"](work.site, slot)
     except CommandExecutionError:
-        return __salt__["slots.start"](site, slot, name)
+        return __salt__["slots.start"](work.site, slot, name, urgent=work.urgent)
 
 
 def _flip_back(work, live, slot):

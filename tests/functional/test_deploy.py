@@ -360,23 +360,33 @@ def test_builds_let_the_site_go_first(host, first, deploy_settings):
     host.project.commit("looks how much it yields")
     assert host.ship()["result"]
     own, session = host.get("/static/nice")[2].split(maxsplit=1)
-    assert own == "10"
+    assert own == "15"  # beyond the ship's own
     assert session.split()[1:] == ["nice", "10"]
 
 
-def test_a_slot_that_starts_lets_the_live_one_go_first(host, first):
-    host.project.commit("tells how nice it was first, and is", {"tiny/urls.py": """
-        import os
-        from django.http import HttpResponse
-        from django.urls import path
-        seen = []
-        def tell(request):
-            seen.append(os.nice(0))
-            return HttpResponse(f"{seen[0]} {seen[-1]}")
-        urlpatterns = [path("health/", tell), path("", tell)]
-    """})  # fmt: skip
+# How nice a worker was at its first answer, and is.
+TELLS_NICENESS = {"tiny/urls.py": """
+    import os
+    from django.http import HttpResponse
+    from django.urls import path
+    seen = []
+    def tell(request):
+        seen.append(os.nice(0))
+        return HttpResponse(f"{seen[0]} {seen[-1]}")
+    urlpatterns = [path("health/", tell), path("", tell)]
+"""}  # fmt: skip
+
+
+def test_a_slot_that_starts_lets_the_live_one_go_first(host, first, deploy_settings):
+    deploy_settings(rollback_window="0s")
+    host.project.commit("tells how nice it is", TELLS_NICENESS)
     assert host.ship()["result"]
     assert host.get("/")[2] == "10 0"
+    # A rollback is what visitors wait for: it starts the release afresh, and as fast as it can.
+    host.project.commit("is not wanted")
+    assert host.ship()["result"]
+    assert host.call("deploy.rollback")["result"]
+    assert host.get("/")[2] == "0 0"
 
 
 # A storage that is elsewhere, as S3 is; it writes down what it stores, in this order.
