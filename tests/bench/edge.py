@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """
-What the edge carries: one page from memory, packed as browsers ask for it, by each part of the
-road, with wrk.
+What the edge carries: one page from memory, packed as browsers ask for it and not, by each part of
+the road, with wrk.
 
     sudo python3 tests/bench/edge.py [--name NAME] [--seconds 10]
 
@@ -31,15 +31,19 @@ from tests.lab import farm, salt  # noqa: E402 - the checkout is on the path onl
 PAGE, HOST = "/", "newsroom.lab"
 VARNISH, OURS, BY_HAND = "http://198.18.0.21:6081", "http://198.18.0.11:80", "http://198.18.0.12:80"
 ALONE, OVER_OURS, OVER_BY_HAND = "Varnish", "HAProxy, Varnish", "HAProxy by hand, Varnish"
-# What is asked: where, over how many connections, at half of which road's rate.
+PACKED, PLAIN = {"Accept-Encoding": "gzip"}, {}
+# What is asked: where, with which headers, over how many connections, at half of which road's rate.
 ROADS = {
-    ALONE: (VARNISH, 50, None),
-    OVER_OURS: (OURS, 50, None),
-    OVER_BY_HAND: (BY_HAND, 50, None),
-    "HAProxy, Varnish, at half of that": (OURS, 50, OVER_OURS),
-    "HAProxy by hand, Varnish, at half of that": (BY_HAND, 50, OVER_BY_HAND),
-    "HAProxy, Varnish, 2,000 connections": (OURS, 2000, None),
-    "HAProxy by hand, Varnish, 2,000 connections": (BY_HAND, 2000, None),
+    ALONE: (VARNISH, PACKED, 50, None),
+    OVER_OURS: (OURS, PACKED, 50, None),
+    OVER_BY_HAND: (BY_HAND, PACKED, 50, None),
+    f"{ALONE}, not packed": (VARNISH, PLAIN, 50, None),
+    f"{OVER_OURS}, not packed": (OURS, PLAIN, 50, None),
+    f"{OVER_BY_HAND}, not packed": (BY_HAND, PLAIN, 50, None),
+    f"{OVER_OURS}, at half of that": (OURS, PACKED, 50, OVER_OURS),
+    f"{OVER_BY_HAND}, at half of that": (BY_HAND, PACKED, 50, OVER_BY_HAND),
+    f"{OVER_OURS}, 2,000 connections": (OURS, PACKED, 2000, None),
+    f"{OVER_BY_HAND}, 2,000 connections": (BY_HAND, PACKED, 2000, None),
 }
 TYPED = """\
 defaults
@@ -63,7 +67,7 @@ RELOADS = {
 UNITS = {"us": 0.001, "ms": 1, "s": 1000, "m": 60000}
 
 
-def wrk(lab, base, connections, seconds, rate=None):
+def wrk(lab, base, headers, connections, seconds, rate=None):
     """
     One run: requests a second, p99 in ms, failed requests.
 
@@ -73,8 +77,9 @@ def wrk(lab, base, connections, seconds, rate=None):
     # Accelerators let none but balancers in.
     place = f"saltern-{lab}-lb1" if base == VARNISH else f"saltern-{lab}"
     command = ["ip", "netns", "exec", place, "wrk", "-t2", f"-c{connections}",
-               f"-d{seconds}s", "--latency", "--timeout", "10s", "-H", f"Host: {HOST}",
-               "-H", "Accept-Encoding: gzip"]  # fmt: skip
+               f"-d{seconds}s", "--latency", "--timeout", "10s"]  # fmt: skip
+    for name, value in {"Host": HOST, **headers}.items():
+        command += ["-H", f"{name}: {value}"]
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         if rate:
             longest = round(2000 * connections / rate)
@@ -126,9 +131,9 @@ def main():
     runs = {road: [] for road in ROADS}
     with typed_by_hand(lab.hosts["lb2"]):
         for turn in range(3):
-            for road, (base, connections, half) in ROADS.items():
+            for road, (*asked, half) in ROADS.items():
                 rate = runs[half][-1][0] / 2 if half else None
-                runs[road].append(wrk(options.name, base, connections, options.seconds, rate))
+                runs[road].append(wrk(options.name, *asked, options.seconds, rate))
                 print(f"run {turn + 1} of 3: {road}: {runs[road][-1]}", file=sys.stderr)
 
     print("| a page from memory | requests/s | p99 | failed |")
@@ -140,11 +145,16 @@ def main():
         print(
             f"| {road} | {medians[road]:,.0f} | {statistics.median(slow):.1f} ms | {sum(wrong)} |"
         )
-    ours, by_hand = (medians[road] / medians[ALONE] for road in (OVER_OURS, OVER_BY_HAND))
-    print(
-        f"\nThrough HAProxy: {ours:.0%} of what Varnish alone carries; through the one typed by "
-        f"hand: {by_hand:.0%}.\n"
-    )
+    print()
+    for kind in ("", ", not packed"):
+        ours, by_hand = (
+            medians[road + kind] / medians[ALONE + kind] for road in (OVER_OURS, OVER_BY_HAND)
+        )
+        print(
+            f"Through HAProxy{kind}: {ours:.0%} of what Varnish alone carries; "
+            f"through the one typed by hand: {by_hand:.0%}."
+        )
+    print()
 
     print("| reloaded five times, 500 requests/s | requests | failed | p99 |")
     print("|---|---|---|---|")
