@@ -123,7 +123,8 @@ class Bench:
               f"| requests | {len(inside)} | {len(outside)} |\n"
               f"| median, ms | {ms(inside, 50)} | {ms(outside, 50)} |\n"
               f"| p99, ms | {ms(inside, 99)} | {ms(outside, 99)} |\n"
-              f"| slowest, ms | {ms(inside, 100)} | {ms(outside, 100)} |")  # fmt: skip
+              f"| slowest, ms | {ms(inside, 100)} | {ms(outside, 100)} |\n"
+              f"| over 250 ms | {over(inside, 0.25)} | {over(outside, 0.25)} |")  # fmt: skip
         print(f"\nrequests: {len(found)}, failed: {len(failed)}, "
               f"from an older release after a ship: {len(stale)}")  # fmt: skip
         for one in failed[:10] + stale[:10]:
@@ -142,6 +143,10 @@ def ms(seconds, percent):
         return "-"
     ordered = sorted(seconds)
     return f"{1000 * ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]:.0f}"
+
+
+def over(seconds, limit):
+    return sum(one > limit for one in seconds)
 
 
 if __name__ == "__main__":

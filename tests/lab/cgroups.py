@@ -118,11 +118,11 @@ def _group(mount, controllers, lab, host):
 
 def _delegate(mount, group):
     """Let v2's controllers reach down to the host's group, that of the processors to the lab's."""
-    wanted = set((mount / "cgroup.controllers").read_text().split())
+    wanted = (mount / "cgroup.controllers").read_text().split()
     folder = mount
     for part in group.relative_to(mount).parts:
         if folder == group.parent:
-            wanted -= {"cpu"}
+            wanted = [controller for controller in wanted if controller != "cpu"]
         for controller in wanted:
             with contextlib.suppress(OSError):
                 (folder / "cgroup.subtree_control").write_text(f"+{controller}")

@@ -178,7 +178,7 @@ def test_the_memory_limit_reaches_a_v2_group(tmp_path, monkeypatch):
     """A folder that looks like a v2 hierarchy: where the limit is written, and repeated."""
     tree = tmp_path / "cgroup"
     (tree / cgroups.TREE / "one" / "app1" / "payload").mkdir(parents=True)
-    (tree / "cgroup.controllers").write_text("memory pids")
+    (tree / "cgroup.controllers").write_text("pids memory cpu")
     for folder in (tree / cgroups.TREE / "one" / "app1", *tree.rglob("payload")):
         (folder / "memory.max").write_text("max")
     monkeypatch.setattr(cgroups, "hierarchies", lambda: [(tree, {"v2"})])
@@ -188,7 +188,9 @@ def test_the_memory_limit_reaches_a_v2_group(tmp_path, monkeypatch):
     assert doors == [group / "cgroup.procs"]
     assert (group / "memory.max").read_text() == str(1 << 30)
     assert (group / "payload/memory.max").read_text() == str(1 << 30)
-    assert (tree / cgroups.TREE / "one/cgroup.subtree_control").exists()
+    # Of what was written one after the other a plain file keeps the last.
+    assert (tree / cgroups.TREE / "cgroup.subtree_control").read_text() == "+cpu"
+    assert (tree / cgroups.TREE / "one/cgroup.subtree_control").read_text() == "+memory"
     assert not (group / "cgroup.subtree_control").exists()  # else it could hold no process
 
 
