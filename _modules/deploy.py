@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import time
 import urllib.request
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 from salt.exceptions import CommandExecutionError
@@ -665,13 +666,15 @@ def _send(place, text, report):
 def _publish():
     """
     Tell the farm what is live here, as ``mine.send`` does without the half second that it then
-    sleeps. A master that is away doesn't fail a ship.
+    sleeps, and over the minion's own connection, as a job's answer goes: for ``mine.send`` it
+    makes another, and the answer waits for that. A master that is away doesn't fail a ship.
     """
     if _masterless():
         return
     told = {"cmd": "_mine", "id": __opts__["id"], "data": {"deploy.live": live()}, "clear": False}
     try:
-        __salt__["event.fire"](told, "_minion_mine")
+        tag = f"__master_req_channel_payload/{uuid.uuid4()}/{__opts__['master']}"
+        __salt__["event.fire"](told, tag)
     except Exception as error:  # noqa: BLE001 - whatever it is, the release is live
         log.warning("The farm wasn't told what is live here: %s", error)
 

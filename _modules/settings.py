@@ -43,7 +43,7 @@ class _Service(typing.NamedTuple):
 class _Host(typing.NamedTuple):
     """Everything that was read and computed for this host, and what from."""
 
-    told: str
+    told: list
     read_at: float
     services: dict
     sites: dict
@@ -270,7 +270,7 @@ def _service(name):
     """A service's settings; where nobody set any, the defaults are read when asked for."""
     host = _sound()
     if name not in host.services:
-        files = _files([name])
+        files = _delivered(_sources([name]))
         if not _exists(files, name):
             raise CommandExecutionError(f"There is no service {name!r}.{_hint(name)}")
         host.services[name] = _tuned(host, name, _layered(host, files, name, {}, {}))
@@ -299,7 +299,7 @@ def _host():
     kept = __context__.get("settings")
     if kept and kept.told == told and time.monotonic() - kept.read_at < _KEEP:
         return kept
-    host = _Host(told, time.monotonic(), {}, {}, [])
+    host = _Host(copy.deepcopy(told), time.monotonic(), {}, {}, [])
     _fill(host)
     __context__["settings"] = host
     return host
@@ -310,7 +310,7 @@ def _told():
     facts = [__opts__["id"]]
     facts += [__pillar__.get(name) for name in ("environment", "hosts", "sites", "overrides")]
     facts += [__grains__.get(name) for name in (*_OS_GRAINS, "hardware")]
-    return json.dumps(facts, default=str)
+    return facts
 
 
 def _fill(host):
@@ -326,7 +326,7 @@ def _fill(host):
     overrides = _mapping(host, __pillar__.get("overrides"), f"{_file('overrides')}: ")
     own = _mapping(host, _own_settings(host), _own_prefix())
     names = list(dict.fromkeys([*map(str, overrides), *map(str, own)]))
-    files = _files(names)
+    files = _delivered([*_sources(names), _SITE_SCHEMA])
     for name in names:
         if _exists(files, name):
             host.services[name] = _layered(host, files, name, overrides, own)
@@ -437,13 +437,12 @@ def _hardware():
     return facts
 
 
-def _files(services):
-    """Where the files of services, and of sites, are on this host: source -> path, or nothing."""
-    sources = [f"{name}/{file}" for name in services for file in ("defaults.yaml", "os.yaml")]
-    return _delivered([*sources, _SITE_SCHEMA])
+def _sources(services):
+    return [f"{name}/{file}" for name in services for file in ("defaults.yaml", "os.yaml")]
 
 
 def _delivered(sources):
+    """Where files of the state tree are on this host: source -> path, or nothing."""
     urls = [f"salt://{source}" for source in sources]
     return dict(zip(sources, (_ssh_client() or _client()).cache_files(urls), strict=True))
 
