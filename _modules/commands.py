@@ -21,8 +21,8 @@ _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Lines of a failed command that are worth showing.
 _LAST_LINES = 25
-# How much a build lets the site itself go first.
-_BUILD_NICE = 10
+# The niceness of a build: the site itself goes first.
+_BUILD_NICE = 15
 
 
 def run(
@@ -82,7 +82,7 @@ def run(
     drop = ["setpriv", f"--reuid={user}", f"--regid={__salt__['sites.user'](site)}"]
     drop += ["--clear-groups", "--no-new-privs", "--pdeathsig=KILL", "--"]
     if build:
-        drop = ["nice", "-n", str(_BUILD_NICE), *drop]
+        drop = [*yielding(), *drop]
     try:
         process = subprocess.Popen(
             drop + command,
@@ -119,6 +119,21 @@ def run(
             f"{task} failed with exit code {process.returncode}:\n{_last(output)}"
         )
     return output
+
+
+def yielding():
+    """
+    What makes a command let the site itself go first, whatever the niceness of who starts it.
+
+    Returns the words to put before the command, a list.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app1' commands.yielding
+    """
+    return ["nice", "-n", str(_BUILD_NICE - os.getpriority(os.PRIO_PROCESS, 0))]
 
 
 def redact(site, text):

@@ -19,7 +19,6 @@ import socket
 import struct
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from salt.exceptions import CommandExecutionError
 
@@ -28,8 +27,8 @@ _VASSALS = pathlib.Path("/etc/uwsgi/vassals")
 _SITES = "/etc/uwsgi/sites"
 _TEMPLATE = "uwsgi/files/vassal.ini"
 _WEB_GROUP = "www-data"
-# Of a release that loads and tries its first pages beside the one that serves.
-_LOADING_NICE = 10
+# Of a release that loads and tries its first pages beside the one that serves: as of what is built.
+_LOADING_NICE = 15
 
 
 def live(site):
@@ -297,7 +296,7 @@ def check(site, name):
     _write(path, _rendered(site, "check", name), __salt__["sites.user"](site))
     try:
         result = subprocess.run(
-            ["nice", "-n", str(_LOADING_NICE), "uwsgi", "--ini", path, "--no-server"],
+            [*__salt__["commands.yielding"](), "uwsgi", "--ini", path, "--no-server"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -462,23 +461,27 @@ def _limit(site):
 
 def _until_well(site, slot, name, niceness=0):
     """
-    Wait until a slot answers well: as often in a row as the site asks for, and then so often at
-    once that each worker has loaded what a request needs.
+    Wait until a slot answers well: as often in a row as the site asks for, and then until each of
+    its workers has loaded what the first request for a page needs.
 
     niceness
-        Of its processes meanwhile; a slot that is well has 0.
+        Of its processes for the first half of the time that it has, so that a host with no time to
+        spare doesn't keep it from being well; then, and when it is well, 0.
     """
     facts = __salt__["sites.get"](site)
     needed, good = facts["deploy"]["health_checks"], 0
-    deadline, told = time.monotonic() + _limit(site), "it doesn't answer"
-    seen = None
+    started, told = time.monotonic(), "it doesn't answer"
+    deadline, halfway = started + _limit(site), started + _limit(site) / 2
+    seen = reniced = None
     while good < needed:
         pid = _pid(site, slot)
         if seen and pid != seen and not _alive(seen):
             check(site, name)  # says why it died
             told = "it starts and dies"
-        if niceness and pid != seen:
-            _renice(pid, niceness)
+        yielding = niceness if time.monotonic() < halfway else 0
+        if pid and (pid, yielding) != reniced:
+            _renice(pid, yielding)
+            reniced = pid, yielding
         seen = pid or seen
         try:
             answer = ask(site, slot, facts["health"])
@@ -495,7 +498,12 @@ def _until_well(site, slot, name, niceness=0):
                     + __salt__["commands.redact"](site, told)
                 )
             time.sleep(pause)
-    good += _warm(site, slot, facts)
+    try:
+        good += _warm(site, slot, facts)
+    except OSError as error:
+        raise CommandExecutionError(
+            f"{name} in slot {slot} was well and answers no more: {error}"
+        ) from error
     _renice(_pid(site, slot), 0)
     return good
 
@@ -508,18 +516,30 @@ def _verdict(facts, answer):
 
 
 def _warm(site, slot, facts):
-    """Ask for pages until each worker has answered, a few times over at most."""
-    workers = len((_stats(site, slot) or {}).get("workers", [])) or 1
-    pages = [facts["health"], *facts["deploy"]["warm"]]
+    """
+    Let each worker answer each page, and say how many answers were good. Who has got half a
+    request waits for the rest: as many halves as there are workers reach every one of them, and
+    not the quickest alone.
+    """
+    workers = (_stats(site, slot) or {}).get("workers", [])
+    seats = sum(len(worker["cores"]) for worker in workers) or 1
+    where, host = _address(site, slot)
     given = 0
-    where, host = _address(site, slot)  # Salt's own dictionaries are not there in threads
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in range(5):
-            given += sum(pool.map(lambda page: _answers(where, host, page), pages * workers))
-            found = _stats(site, slot) or {}
-            if all(w["requests"] for w in found.get("workers", []) if w["pid"]):
-                break
+    for page in [facts["health"], *facts["deploy"]["warm"]]:
+        with contextlib.ExitStack() as stack:
+            asked = [stack.enter_context(_Request(where, host, page)) for _ in range(seats)]
+            _until_taken(site, slot)
+            for request in asked:
+                request.finish()
+            given += sum(request.is_well() for request in asked)
     return given
+
+
+def _until_taken(site, slot):
+    """Wait until each connection has its worker; shorter than uWSGI waits for a request's rest."""
+    deadline = time.monotonic() + 3
+    while _waiting(site, slot) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _address(site, slot):
@@ -529,14 +549,64 @@ def _address(site, slot):
     return where, (domains or ["localhost"])[0]
 
 
-def _answers(where, host, path):
-    try:
-        return _answer(where, host, path)["status"] == 200
-    except OSError:
-        return False
-
-
 def _answer(where, host, path):
+    with _Request(where, host, path) as request:
+        request.finish()
+        return request.answer()
+
+
+class _Request:
+    """A request in uWSGI's own protocol; without :meth:`finish`, half of it."""
+
+    def __init__(self, where, host, path):
+        self._rest = _packed(host, path)
+        self._connection = socket.socket(socket.AF_UNIX)
+        try:
+            self._connection.settimeout(10)
+            self._connection.connect(where)
+            self._send(len(self._rest) // 2)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._connection.close()
+
+    def _send(self, size):
+        self._connection.sendall(self._rest[:size])
+        self._rest = self._rest[size:]
+
+    def finish(self):
+        """Send the rest of it; whether anybody still reads it is seen by the answer."""
+        with contextlib.suppress(ConnectionError):
+            self._send(len(self._rest))
+
+    def answer(self):
+        """The answer's ``status``, ``release`` and the beginning of its ``body``."""
+        with self._connection.makefile("rb") as stream:
+            response = http.client.HTTPResponse(_Replay(stream.read()))
+        try:
+            response.begin()
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"no HTTP answer: {error!r}") from error
+        return {
+            "status": response.status,
+            "release": response.getheader("X-Release"),
+            "body": response.read().decode("utf-8", "replace")[:500],
+        }
+
+    def is_well(self):
+        """Whether it was answered with status 200."""
+        try:
+            return self.answer()["status"] == 200
+        except OSError:
+            return False
+
+
+def _packed(host, path):
     variables = {
         "REQUEST_METHOD": "GET",
         "REQUEST_URI": path,
@@ -552,33 +622,12 @@ def _answer(where, host, path):
         "HTTP_X_FORWARDED_PROTO": "https",
         "HTTP_USER_AGENT": "saltern",
     }
-    response = _response(where, variables)
-    return {
-        "status": response.status,
-        "release": response.getheader("X-Release"),
-        "body": response.read().decode("utf-8", "replace")[:500],
-    }
-
-
-def _response(where, variables):
-    """One request in uWSGI's own protocol; its answer."""
     packed = b"".join(
         struct.pack("<H", len(part)) + part
         for pair in variables.items()
         for part in (pair[0].encode(), pair[1].encode())
     )
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(10)
-        connection.connect(where)
-        connection.sendall(struct.pack("<BHB", 0, len(packed), 0) + packed)
-        with connection.makefile("rb") as stream:
-            answer = stream.read()
-    response = http.client.HTTPResponse(_Replay(answer))
-    try:
-        response.begin()
-    except http.client.HTTPException as error:
-        raise ConnectionError(f"no HTTP answer: {error!r}") from error
-    return response
+    return struct.pack("<BHB", 0, len(packed), 0) + packed
 
 
 class _Replay:

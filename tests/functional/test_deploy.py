@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -361,7 +362,7 @@ def test_builds_let_the_site_go_first(host, first, deploy_settings):
     assert host.ship()["result"]
     own, session = host.get("/static/nice")[2].split(maxsplit=1)
     assert own == "15"  # beyond the ship's own
-    assert session.split()[1:] == ["nice", "10"]
+    assert session.split()[1:] == ["nice", "15"]
 
 
 # How nice a worker was at its first answer, and is.
@@ -381,12 +382,58 @@ def test_a_slot_that_starts_lets_the_live_one_go_first(host, first, deploy_setti
     deploy_settings(rollback_window="0s")
     host.project.commit("tells how nice it is", TELLS_NICENESS)
     assert host.ship()["result"]
-    assert host.get("/")[2] == "10 0"
+    assert host.get("/")[2] == "15 0"
     # A rollback is what visitors wait for: it starts the release afresh, and as fast as it can.
     host.project.commit("is not wanted")
     assert host.ship()["result"]
     assert host.call("deploy.rollback")["result"]
     assert host.get("/")[2] == "0 0"
+
+
+def test_a_slot_that_takes_long_to_start_yields_no_longer(host, first, deploy_settings):
+    deploy_settings(health_timeout="8s")
+    slow = FILES["tiny/wsgi.py"] + "\n        import time; time.sleep(5)\n"
+    host.project.commit("loads for long", {**TELLS_NICENESS, "tiny/wsgi.py": slow})
+    report = host.ship()
+    assert report["result"], report["comment"]
+    assert host.get("/")[2] == "0 0"
+    host.project.commit("loads at once again", {"tiny/wsgi.py": FILES["tiny/wsgi.py"]})
+
+
+# Its second worker comes late, when the first one could have answered everything.
+TELLS_WHAT_A_WORKER_KNOWS = {
+    "tiny/urls.py": """
+        import os
+        from django.http import HttpResponse
+        from django.urls import path
+        answered = []
+        def tell(request):
+            before = " ".join(answered)
+            answered.append(request.path)
+            return HttpResponse(f"{os.getpid()} {before}")
+        urlpatterns = [path("health/", tell), path("", tell)]
+    """,
+    "tiny/wsgi.py": FILES["tiny/wsgi.py"]
+    + """
+        import time, uwsgi
+        uwsgi.post_fork_hook = lambda: time.sleep(uwsgi.worker_id() - 1)
+    """,
+}
+
+
+def test_each_worker_has_answered_each_page_before(host, first, deploy_settings):
+    host.project.commit("tells what a worker has answered", TELLS_WHAT_A_WORKER_KNOWS)
+    assert host.ship()["result"]
+    met = {}
+    with ThreadPoolExecutor(4) as visitors:
+        for _ in range(50):
+            for _, _, text in visitors.map(host.get, ["/"] * 4):
+                worker, *answered = text.split()
+                met.setdefault(worker, answered)
+            if len(met) == 2:
+                break
+    assert [{"/health/", "/"} <= set(answered) for answered in met.values()] == [True, True], met
+    host.project.commit("starts at once again", {"tiny/wsgi.py": FILES["tiny/wsgi.py"]})
 
 
 # A storage that is elsewhere, as S3 is; it writes down what it stores, in this order.
