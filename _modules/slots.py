@@ -461,8 +461,8 @@ def _limit(site):
 
 def _until_well(site, slot, name, niceness=0):
     """
-    Wait until a slot answers well: as often in a row as the site asks for, and then until each of
-    its workers has loaded what the first request for a page needs.
+    Wait until a slot answers well: as often in a row as the site asks for, and then, before it goes
+    live, until each of its workers has loaded what the first request for a page needs.
 
     niceness
         Of its processes for the first half of the time that it has, so that a host with no time to
@@ -499,7 +499,8 @@ def _until_well(site, slot, name, niceness=0):
                 )
             time.sleep(pause)
     try:
-        good += _warm(site, slot, facts)
+        # Visitors who waited have come in between where it is live already: they aren't held up.
+        good += _warm(site, slot, facts) if slot != live(site) else 0
     except OSError as error:
         raise CommandExecutionError(
             f"{name} in slot {slot} was well and answers no more: {error}"
