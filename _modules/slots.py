@@ -523,7 +523,7 @@ def _warm(site, slot, facts):
     not the quickest alone.
     """
     workers = (_stats(site, slot) or {}).get("workers", [])
-    seats = sum(len(worker["cores"]) for worker in workers) or 1
+    seats = sum(len(worker["cores"]) for worker in workers if worker["pid"]) or 1
     where, host = _address(site, slot)
     given = 0
     for page in [facts["health"], *facts["deploy"]["warm"]]:
