@@ -29,6 +29,8 @@ _TEMPLATE = "uwsgi/files/vassal.ini"
 _WEB_GROUP = "www-data"
 # Of a release that loads and tries its first pages beside the one that serves: as of what is built.
 _LOADING_NICE = 15
+# Seconds in which a slot says something.
+_PATIENCE = 10
 
 
 def live(site):
@@ -478,13 +480,16 @@ def _until_well(site, slot, name, niceness=0):
         if seen and pid != seen and not _alive(seen):
             check(site, name)  # says why it died
             told = "it starts and dies"
-        yielding = niceness if time.monotonic() < halfway else 0
+        left = halfway - time.monotonic()
+        yielding = niceness if left > 0 else 0
         if pid and (pid, yielding) != reniced:
             _renice(pid, yielding)
             reniced = pid, yielding
         seen = pid or seen
         try:
-            answer = ask(site, slot, facts["health"])
+            # What is asked while it loads waits for its answer: not beyond the time that it yields.
+            patience = min(left, _PATIENCE) if yielding else _PATIENCE
+            answer = _answer(*_address(site, slot), facts["health"], patience)
         except OSError:
             good, pause = 0, 0.05
         else:
@@ -550,8 +555,8 @@ def _address(site, slot):
     return where, (domains or ["localhost"])[0]
 
 
-def _answer(where, host, path):
-    with _Request(where, host, path) as request:
+def _answer(where, host, path, patience=_PATIENCE):
+    with _Request(where, host, path, patience) as request:
         request.finish()
         return request.answer()
 
@@ -559,11 +564,11 @@ def _answer(where, host, path):
 class _Request:
     """A request in uWSGI's own protocol; without :meth:`finish`, half of it."""
 
-    def __init__(self, where, host, path):
+    def __init__(self, where, host, path, patience=_PATIENCE):
         self._rest = _packed(host, path)
         self._connection = socket.socket(socket.AF_UNIX)
         try:
-            self._connection.settimeout(10)
+            self._connection.settimeout(patience)
             self._connection.connect(where)
             self._send(len(self._rest) // 2)
         except BaseException:
