@@ -121,9 +121,24 @@ def run(
     return output
 
 
+def niceness():
+    """
+    The niceness of what a ship builds or loads: the site itself goes first.
+
+    Returns a number.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'app1' commands.niceness
+    """
+    return _BUILD_NICE
+
+
 def yielding():
     """
-    What makes a command let the site itself go first, whatever the niceness of who starts it.
+    What gives a command that niceness, whatever the niceness of who starts it.
 
     Returns the words to put before the command, a list.
 

@@ -27,8 +27,6 @@ _VASSALS = pathlib.Path("/etc/uwsgi/vassals")
 _SITES = "/etc/uwsgi/sites"
 _TEMPLATE = "uwsgi/files/vassal.ini"
 _WEB_GROUP = "www-data"
-# Of a release that loads and tries its first pages beside the one that serves: as of what is built.
-_LOADING_NICE = 15
 # Seconds in which a slot says something.
 _PATIENCE = 10
 
@@ -142,7 +140,8 @@ def start(site, slot, name, urgent=False):
     stop(site, slot)
     _write_vassal(site, slot, name)
     try:
-        return _until_well(site, slot, name, niceness=0 if urgent else _LOADING_NICE)
+        niceness = 0 if urgent else __salt__["commands.niceness"]()
+        return _until_well(site, slot, name, niceness)
     except BaseException:
         _remove(site, slot)
         raise
@@ -537,7 +536,8 @@ def _warm(site, slot, facts):
             _until_taken(site, slot)
             for request in asked:
                 request.finish()
-            given += sum(request.is_well() for request in asked)
+            deadline = time.monotonic() + _PATIENCE  # of all: a page that hangs does so in each
+            given += sum(request.is_well(deadline) for request in asked)
     return given
 
 
@@ -604,8 +604,9 @@ class _Request:
             "body": response.read().decode("utf-8", "replace")[:500],
         }
 
-    def is_well(self):
-        """Whether it was answered with status 200."""
+    def is_well(self, deadline):
+        """Whether it is answered with status 200 until then."""
+        self._connection.settimeout(max(0.01, deadline - time.monotonic()))
         try:
             return self.answer()["status"] == 200
         except OSError:

@@ -91,7 +91,7 @@ class Bench:
     def ship(self, number):
         commit = self.commit(number)
         began = time.monotonic() - self.started
-        # Who types it sits at another machine: it takes nothing from those that serve.
+        # Who types it sits at another machine: here it goes after those that serve.
         told = salt.returned(self.master.run(
             "nice", "-n", "10", "salt", "--out=json", "--timeout=300", self.options.target,
             "deploy.ship", f"rev={commit}", f"strategy={self.options.strategy}", check=False,
